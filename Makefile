@@ -1,0 +1,39 @@
+# Each target makes .venv and installs what it needs by itself. The stamp files depend on pyproject.toml and
+# constraints.txt, so nothing is installed again until one of them changes.
+PYTHON ?= python3
+INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
+
+.PHONY: demo test test-slow lint format clean
+.NOTPARALLEL:
+
+demo: .venv/demo.stamp
+	.venv/bin/unicoord-atlas demo
+
+test: .venv/test.stamp
+	.venv/bin/pytest -q -m "not slow"
+
+test-slow: .venv/test.stamp
+	.venv/bin/pytest -q -m slow
+
+lint: .venv/dev.stamp
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+format: .venv/dev.stamp
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find unicoord_atlas loaders jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/demo.stamp: EXTRAS = demo
+.venv/test.stamp: EXTRAS = demo,dask,test
+.venv/dev.stamp: EXTRAS = demo,dask,test,dev
+.venv/%.stamp: pyproject.toml constraints.txt | .venv/bin/pip
+	$(INSTALL) -e '.[$(EXTRAS)]'
+	touch $@
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv

@@ -1,0 +1,223 @@
+"""An output appears under its name only when it is finished; `manifest.json`, written last, says from what it was made.
+
+A job works in a hidden sibling (`.NAME.partial`), which holds a record of its inputs and settings from the start: the
+same command goes on from what a killed one left there, another command starts afresh.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from unicoord_atlas.errors import DataError
+from unicoord_atlas.loaders.zarr_layout import FORMAT_VERSION, MANIFEST
+
+_RECORD = "unfinished.json"
+_PACKAGES = ("unicoord-atlas", "anndata", "zarr", "numpy", "torch")
+_READ_BYTES = 1 << 22
+
+
+class AlreadyDone(Exception):
+    """The output is there, finished, from the same inputs and settings: nothing to do."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(f"{out} is finished already, from the same inputs and settings")
+        self.out = out
+
+
+@contextmanager
+def finished_directory(
+    out: Path,
+    inputs: Sequence[Path],
+    config: Mapping[str, Any],
+    resume: bool = False,
+    counts: dict[str, int] | None = None,
+) -> Iterator[Path]:
+    """Yield a hidden sibling to write in; at the end it gets its manifest and then its name.
+
+    Parameters
+    ----------
+    out
+        The name of the finished directory.
+    inputs
+        Files and directories it is made from; name, size and time of change tell whether they are the same.
+    config
+        All settings that change the result, as JSON types.
+    resume
+        Keep what a killed job with the same inputs and settings left, and leave it when this one fails.
+    counts
+        For the manifest; the caller may fill it until the end.
+
+    Raises
+    ------
+    AlreadyDone
+        If `out` is finished from the same inputs and settings.
+    DataError
+        If `out` is something else, another process writes it, or the disk is full.
+    """
+    made_from = json.loads(json.dumps({"inputs": [describe_input(path) for path in inputs], "config": config}))
+    partial = out.parent / f".{out.name}.partial"
+    _refuse_other(out, made_from)
+    with _locked(partial), _full_disk_named(partial):
+        _refuse_other(out, made_from)  # another process may have finished it meanwhile
+        if not (resume and _read_json(partial / _RECORD) == made_from):
+            _empty(partial)
+            _write_json(partial / _RECORD, made_from)
+        try:
+            yield partial
+        except BaseException:
+            if not resume:
+                shutil.rmtree(partial)
+            raise
+        (partial / _RECORD).unlink()
+        _write_manifest(partial, made_from, counts or {})
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+        _sync(out.parent)
+
+
+@contextmanager
+def finished_file(out: Path) -> Iterator[Path]:
+    """Yield a hidden sibling with the same suffix, which gets its name at the end; DataError if the name is taken."""
+    if out.exists():
+        raise DataError(f"{out} exists already; remove it or choose another name")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.parent / f".{out.stem}.partial{out.suffix}"
+    with _full_disk_named(partial):
+        try:
+            yield partial
+            _sync(partial)
+            partial.rename(out)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def describe_input(path: Path) -> dict[str, Any]:
+    """What tells an input from another: name, size, time of change; of a finished directory, its manifest's checksum."""
+    manifest = path / MANIFEST
+    try:
+        if manifest.exists():
+            return {"name": path.name, "manifest": _checksum(manifest)}
+        stat = path.stat()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file or directory") from None
+    return {"name": path.name, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+
+
+def file_checksums(directory: Path) -> dict[str, dict[str, int | str]]:
+    """Size and crc32c of every file but the manifest, by its path within the directory."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
+    with ThreadPoolExecutor(2) as pool:
+        checksums = list(pool.map(_checksum, paths))
+    return {
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "crc32c": checksum}
+        for path, checksum in zip(paths, checksums, strict=True)
+    }
+
+
+def _write_manifest(directory: Path, made_from: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+    # No times or paths: the same job on the same inputs writes the same bytes.
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        **made_from,
+        "counts": counts,
+        "versions": _versions(),
+        "files": file_checksums(directory),
+    }
+    for name in manifest["files"]:
+        _sync(directory / name)
+    _write_json(directory / MANIFEST, manifest)
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # an uninstalled checkout
+            versions[package] = "unknown"
+    return versions
+
+
+def _refuse_other(out: Path, made_from: Mapping[str, Any]) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    manifest = _read_json(out / MANIFEST)
+    if manifest is None:
+        raise DataError(f"{out} exists and is no finished output of unicoord-atlas; remove it or choose another --out")
+    differs = [key for key in ("inputs", "config") if manifest.get(key) != made_from[key]]
+    if not differs:
+        raise AlreadyDone(out)
+    raise DataError(f"{out} exists, made from other {' and '.join(differs)}; remove it or choose another --out")
+
+
+@contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    partial.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise DataError(f"{partial} is being written by another process; wait for it or choose another --out") from None
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _full_disk_named(partial: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(f"{partial}: the disk is full; free some space and give the same command again") from error
+
+
+def _checksum(path: Path) -> str:
+    checksum = google_crc32c.Checksum()
+    with path.open("rb") as file:
+        while part := file.read(_READ_BYTES):
+            checksum.update(part)
+    return checksum.hexdigest().decode()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

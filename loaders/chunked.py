@@ -1,0 +1,139 @@
+"""Stretches of one-dimensional arrays of an input file, decoded chunk by chunk, from many threads at once.
+
+h5py decompresses under one lock for the whole process.  The chunks of arrays that are plain or gzipped (with or
+without shuffle: what AnnData and CellRanger write) are therefore taken as they lie and inflated here, where zlib
+lets other threads run.  Whatever else a file uses goes through h5py or zarr itself.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+import zlib
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+import h5py
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_DEFLATE, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
+_INFLATABLE = ((), (_DEFLATE,), (_SHUFFLE, _DEFLATE))
+_LARGE_CHUNK = 1 << 20
+"""Bytes from which a decoded chunk is kept: neighbouring reads share it and decoding it again would cost."""
+_KEPT_CHUNKS = 2
+
+
+class Stretch(Protocol):
+    """A one-dimensional array of which any part can be read, from any thread."""
+
+    dtype: np.dtype[Any]
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Elements start to stop."""
+        ...
+
+
+class ChunkedStretch:
+    """A one-dimensional h5py dataset or zarr array."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+        self.dtype: np.dtype[Any] = array.dtype
+        self._chunk_size: int = array.chunks[0] if array.chunks else 0
+        self._inflate = _inflates(array) if isinstance(array, h5py.Dataset) else None
+        large = self._chunk_size * self.dtype.itemsize >= _LARGE_CHUNK
+        self._by_chunk = self._chunk_size > 0 and (large or self._inflate is not None)
+        self._capacity = _KEPT_CHUNKS if large else 0
+        self._kept: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Number of elements."""
+        return int(self._array.shape[0])
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Elements start to stop."""
+        if not self._by_chunk or stop <= start:
+            return np.asarray(self._array[start:stop])
+        out = np.empty(stop - start, self.dtype)
+        for number in range(start // self._chunk_size, (stop - 1) // self._chunk_size + 1):
+            first = number * self._chunk_size
+            low, high = max(start, first), min(stop, first + self._chunk_size)
+            out[low - start : high - start] = self._chunk(number)[low - first : high - first]
+        return out
+
+    def _chunk(self, number: int) -> NDArray[Any]:
+        with self._lock:
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+        chunk = self._decode(number)
+        if self._capacity:
+            with self._lock:
+                self._kept[number] = chunk
+                while len(self._kept) > self._capacity:
+                    self._kept.popitem(last=False)
+        return chunk
+
+    def _decode(self, number: int) -> NDArray[Any]:
+        first = number * self._chunk_size
+        if self._inflate is not None:
+            try:
+                skipped_filters, raw = self._array.id.read_direct_chunk((first,))
+            except (OSError, RuntimeError, ValueError):
+                skipped_filters, raw = 1, b""  # never written, or unreadable: h5py fills it in, or says what is wrong
+            if not skipped_filters:
+                return inflate_chunk(raw, self._inflate, self.dtype, self._chunk_size)
+        return np.asarray(self._array[first : first + self._chunk_size])
+
+
+def _inflates(dataset: h5py.Dataset) -> tuple[int, ...] | None:
+    """The filters of a dataset whose chunks `inflate_chunk` understands, else None."""
+    if not dataset.chunks or dataset.dtype.kind not in "iufb":
+        return None
+    created = dataset.id.get_create_plist()
+    filters = tuple(created.get_filter(i)[0] for i in range(created.get_nfilters()))
+    return filters if filters in _INFLATABLE else None
+
+
+def inflate_chunk(raw: bytes, filters: tuple[int, ...], dtype: np.dtype[Any], size: int) -> NDArray[Any]:
+    """Undo the filters of one HDF5 chunk of `size` elements."""
+    if _DEFLATE in filters:
+        raw = zlib.decompress(raw, bufsize=size * dtype.itemsize)
+    if _SHUFFLE in filters:
+        planes = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, size)
+        return np.ascontiguousarray(planes.T).view(dtype).reshape(size)
+    return np.frombuffer(raw, dtype, count=size)
+
+
+class FileStretch:
+    """An array in a temporary file of our own."""
+
+    def __init__(self, file: BinaryIO, dtype: np.dtype[Any], size: int) -> None:
+        self._file = file
+        weakref.finalize(self, file.close)
+        self.dtype = dtype
+        self._size = size
+
+    def __len__(self) -> int:
+        """Number of elements."""
+        return self._size
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Elements start to stop."""
+        width = self.dtype.itemsize
+        return np.frombuffer(os.pread(self._file.fileno(), (stop - start) * width, start * width), self.dtype)
+
+    def write(self, start: int, values: NDArray[Any]) -> None:
+        """Put values from element `start` on."""
+        data = memoryview(np.ascontiguousarray(values, self.dtype).view(np.uint8).data)
+        offset = start * self.dtype.itemsize
+        while data:  # a single call writes at most 2 GiB
+            written = os.pwrite(self._file.fileno(), data, offset)
+            data, offset = data[written:], offset + written

@@ -1,0 +1,220 @@
+"""Input files as cells: which matrix of a file is read, and its rows in blocks."""
+
+from __future__ import annotations
+
+import glob
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+import numpy as np
+
+from unicoord_atlas.errors import DataError, UsageError
+
+from .row_matrix import CsrBlock, RowMatrix
+from .source_files import H5_SUFFIXES, SourceFile, is_zarr, open_file, reading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+__all__ = ["CellSource", "CsrBlock", "FileSource", "content_of", "find_sources", "open_source"]
+
+InputKind = Literal["counts", "lognorm"]
+Content = Literal["counts", "log-normalized values", "scaled values"]
+_IN_ORDER = ("X", "layers/counts", "raw")
+
+
+class CellSource(Protocol):
+    """Cells with one matrix, read as blocks of rows in the source's own gene space."""
+
+    name: str
+    path: Path
+    n_obs: int
+    matrix: str
+    """Name of the matrix that was chosen: X, raw, layers/NAME."""
+    is_counts: bool
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """Genes of the chosen matrix; index = names."""
+        ...
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """Cells; index = names; text columns are categorical."""
+        ...
+
+    def cuts(self, rows_per_block: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+        """Row ranges of the blocks, bounded in rows and in entries."""
+        ...
+
+    def read(self, start: int, stop: int) -> CsrBlock:
+        """Rows start to stop; may be called from several threads."""
+        ...
+
+    def blocks(self, rows_per_block: int, start: int = 0, stop: int | None = None) -> Iterator[CsrBlock]:
+        """Blocks of consecutive rows."""
+        ...
+
+
+class FileSource:
+    """The chosen matrix of an open file; a context manager that closes it."""
+
+    def __init__(self, file: SourceFile, matrix: str, is_counts: bool) -> None:
+        self._file = file
+        self._rows: RowMatrix = file.matrix(matrix)
+        self.path, self.name = file.path, source_name(file.path)
+        self.matrix, self.is_counts = matrix, is_counts
+        self.n_obs = self._rows.shape[0]
+        if len(self.var) != self._rows.shape[1]:
+            raise DataError(f"{self.path}: {matrix} has {self._rows.shape[1]} columns, but var {len(self.var)} genes")
+
+    @cached_property
+    def var(self) -> pd.DataFrame:
+        """Genes of the chosen matrix; index = names."""
+        return self._file.var(self.matrix)
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """Cells; index = names; text columns are categorical."""
+        table = self._file.obs()
+        if len(table) != self.n_obs:
+            raise DataError(f"{self.path}: {self.matrix} has {self.n_obs} rows, but obs {len(table)} cells")
+        return table
+
+    def cuts(self, rows_per_block: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+        """Row ranges of the blocks, bounded in rows and in entries."""
+        with reading(self.path, self.matrix):
+            return list(self._rows.cuts(rows_per_block, start, self.n_obs if stop is None else stop))
+
+    def read(self, start: int, stop: int) -> CsrBlock:
+        """Rows start to stop; may be called from several threads once `cuts` was asked."""
+        with reading(self.path, f"{self.matrix} rows {start} to {stop - 1}"):
+            return self._rows.read(start, stop)
+
+    def blocks(self, rows_per_block: int, start: int = 0, stop: int | None = None) -> Iterator[CsrBlock]:
+        """Blocks of consecutive rows."""
+        for first, last in self.cuts(rows_per_block, start, stop):
+            yield self.read(first, last)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def source_name(path: Path) -> str:
+    """The stem of a file: what its cells and its label-map rows are named by."""
+    return path.stem
+
+
+def find_sources(patterns: Sequence[str]) -> list[Path]:
+    """Input files of files, folders and globs, each once, sorted by path.
+
+    Raises
+    ------
+    DataError
+        If a pattern finds nothing, or two files have the same stem.
+    """
+    found: set[Path] = set()
+    for pattern in patterns:
+        path = Path(pattern)
+        matches = [path] if path.exists() else [Path(match) for match in glob.glob(pattern, recursive=True)]
+        files = [file for match in matches for file in _expand(match)]
+        if not files:
+            raise DataError(f"{pattern}: no .h5ad, .h5 or .zarr found here")
+        found.update(files)
+    by_name: dict[str, Path] = {}
+    for path in sorted(found):
+        twin = by_name.setdefault(source_name(path), path)
+        if twin != path:
+            raise DataError(
+                f"{path}: has the same name {source_name(path)!r} as {twin}, and cells are named after their file; "
+                "rename one, or give it through a link of another name"
+            )
+    return sorted(found)
+
+
+def _expand(path: Path) -> list[Path]:
+    if path.is_dir() and not is_zarr(path):
+        return [p for p in path.iterdir() if p.suffix in H5_SUFFIXES or is_zarr(p)]
+    return [path]
+
+
+def content_of(values: NDArray[Any]) -> Content:
+    """What a sample of a matrix's values looks like; values that no matrix may have are left to the facts pass."""
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    if (finite == np.rint(finite)).all():
+        return "counts"
+    return "scaled values" if finite.min() < 0 else "log-normalized values"
+
+
+def open_source(
+    path: Path | str, layer: str | None = None, input: InputKind = "counts", scratch: Path | None = None
+) -> FileSource:
+    """Open a file and choose its matrix.
+
+    Parameters
+    ----------
+    path
+        .h5ad, 10x .h5 or AnnData .zarr.
+    layer
+        `X`, `raw`, or the name of a layer; without it the first of X, layers["counts"] and raw that holds integers,
+        or, of X and raw, the first that looks log-normalized for `input="lognorm"`.
+    input
+        What the matrix holds.
+    scratch
+        Folder for the temporary files that a CSC matrix is turned in.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or no matrix holds what is wanted: the message says what each holds.
+    """
+    file = open_file(Path(path), scratch)
+    try:
+        return FileSource(file, choose_matrix(file, layer, input), is_counts=input == "counts")
+    except Exception:
+        file.close()
+        raise
+
+
+def choose_matrix(file: SourceFile, layer: str | None, input: InputKind) -> str:
+    """Name of the matrix to read; see `open_source`."""
+    if layer is not None:
+        for name in (layer, f"layers/{layer}"):
+            if name in file.matrix_names:
+                return name
+        known = ", ".join(file.matrix_names) or "none"
+        raise UsageError(f"{file.path}: --layer {layer!r} is not there; it has: {known}")
+    if file.format.startswith("10x"):
+        if len(file.matrix_names) > 1:
+            raise UsageError(f"{file.path}: holds genomes {', '.join(file.matrix_names)}; choose by --layer NAME")
+        return file.matrix_names[0]
+    wanted: Content = "counts" if input == "counts" else "log-normalized values"
+    held: dict[str, Content] = {}
+    for name in _IN_ORDER:
+        if name in file.matrix_names and not (name == "layers/counts" and input == "lognorm"):
+            with reading(file.path, name):
+                held[name] = content_of(file.matrix(name).sample())
+            if held[name] == wanted:
+                return name
+    holdings = ", ".join(f"{name} holds {content}" for name, content in held.items()) or "it has no X and no raw"
+    others = [name.removeprefix("layers/") for name in file.matrix_names if name not in held]
+    ways = ["--layer NAME" + (f" (one of {', '.join(others)})" if others else "")]
+    if input == "counts" and "log-normalized values" in held.values():
+        ways.append("--input lognorm if it is log1p of normalized counts")
+    if input == "lognorm" and "counts" in held.values():
+        ways.append("leave out --input lognorm")
+    raise DataError(f"{file.path}: no {wanted}: {holdings}; {' or '.join(ways)}")

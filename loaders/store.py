@@ -1,0 +1,92 @@
+"""What every store of cells can do, and how one is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from unicoord_atlas.normalization import Normalization
+    from unicoord_atlas.schema import AtlasSchema
+
+
+@dataclass(frozen=True, slots=True)
+class CsrRows:
+    """Rows of X as stored, perhaps in buffers that the next read uses again."""
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.unsignedinteger | np.signedinteger]
+    data: NDArray[np.unsignedinteger | np.floating]
+
+
+class CsrBuffer:
+    """Memory that one read after another lands in: fresh large arrays would cost more in page faults than the copy."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, NDArray[np.uint8]] = {}
+
+    def array(self, name: str, length: int, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+        """An array of this length whose content is whatever was read last; grows when it must."""
+        needed = length * dtype.itemsize
+        if name not in self._memory or len(self._memory[name]) < needed:
+            self._memory.pop(name, None)
+            self._memory[name] = np.empty(needed, np.uint8)
+        return self._memory[name][:needed].view(dtype)
+
+
+class CellStore(Protocol):
+    """Cells of one gene space: counts by rows, obs, and the facts of the atlas."""
+
+    uri: str
+    schema: AtlasSchema
+    normalization: Normalization
+    indptr: NDArray[np.int64]
+    """(n_obs + 1,), whole in memory: 8 MB a million cells."""
+    fingerprint: str
+    """The same for two stores only if their counts are the same, in the same order."""
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        ...
+
+    @property
+    def n_vars(self) -> int:
+        """Number of genes."""
+        ...
+
+    @property
+    def size_factors(self) -> NDArray[np.float64]:
+        """(n_obs,); see `unicoord_atlas.normalization`."""
+        ...
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of a stored entry in memory: an index and a count."""
+        ...
+
+    def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Facts about the cells, all columns or these; index = obs_names."""
+        ...
+
+    def obsm(self, key: str) -> NDArray[np.generic] | pd.DataFrame:
+        """A table with a row a cell, as it was stored."""
+        ...
+
+    def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrRows:
+        """Rows of the (b, 2) ranges start:stop, one after the other in the order given."""
+        ...
+
+
+def open_store(uri: str | Path) -> CellStore:
+    """Open a finished store; DataError says what is wrong with one that is not."""
+    from .zarr_store import ZarrStore  # late: a floor above may need only the protocol
+
+    return ZarrStore(str(uri))

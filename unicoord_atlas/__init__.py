@@ -1,0 +1,1 @@
+"""Learn, store and serve a coordinate system for single-cell atlases."""

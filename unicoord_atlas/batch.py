@@ -1,0 +1,128 @@
+"""What the loaders hand to the model.  Shapes: n cells, g genes, l label columns, c continuous columns, z non-zeros."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRows:
+    """Rows of a CSR matrix as tensors; dtypes may be compact until `float_values` is called on the device."""
+
+    indptr: Tensor
+    """(n + 1,) int64: row i holds the entries indptr[i]:indptr[i + 1]."""
+    indices: Tensor
+    """(z,) uint16 or int32: gene of each entry, strictly ascending within a row."""
+    data: Tensor
+    """(z,) uint8, uint16, uint32 or float32: value of each entry, never a stored zero."""
+    num_genes: int
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows n."""
+        return self.indptr.shape[0] - 1
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> SparseRows:
+        """The same rows on another device, still in compact types."""
+        return replace(
+            self,
+            indptr=self.indptr.to(device, non_blocking=non_blocking),
+            indices=self.indices.to(device, non_blocking=non_blocking),
+            data=self.data.to(device, non_blocking=non_blocking),
+        )
+
+    def row_of_entry(self) -> Tensor:
+        """(z,) int64: the row that each entry belongs to."""
+        lengths = self.indptr.diff()
+        return torch.repeat_interleave(
+            torch.arange(self.num_rows, device=lengths.device), lengths, output_size=self.indices.shape[0]
+        )
+
+    def select(self, new_index_g: Tensor, num_genes: int) -> SparseRows:
+        """Keep the genes with ``new_index_g >= 0`` under their new index, which must ascend with the old."""
+        moved = new_index_g[self.indices.to(torch.int64)]
+        keep = moved >= 0
+        kept_before = torch.zeros(keep.shape[0] + 1, dtype=torch.int64, device=keep.device)
+        torch.cumsum(keep, dim=0, out=kept_before[1:])
+        data = self.data.to(torch.int32) if self.data.dtype in _UNSIGNED else self.data
+        return SparseRows(kept_before[self.indptr], moved[keep].to(torch.int32), data[keep], num_genes)
+
+    def to_dense(self) -> Tensor:
+        """(n, g) float32."""
+        dense = torch.zeros((self.num_rows, self.num_genes), device=self.data.device)
+        dense[self.row_of_entry(), self.indices.to(torch.int64)] = self.data.to(torch.float32)
+        return dense
+
+
+_UNSIGNED = (torch.uint16, torch.uint32)  # torch has few kernels for these; int32 holds every count that occurs
+
+
+@dataclass(frozen=True, slots=True)
+class MiniBatch:
+    """One minibatch of cells: raw counts, and per cell what normalization and the supervised losses need."""
+
+    counts: SparseRows
+    rows_n: Tensor
+    """(n,) int64: position of each cell in its store."""
+    size_factors_n: Tensor
+    """(n,) float32: see `normalization`; 0 leaves the cell unscaled."""
+    sources_n: Tensor
+    """(n,) int64: index into the schema's sources, which says what genes were measured."""
+    codes_nl: Tensor
+    """(n, l) int64: category of each label column, -1 where unlabelled."""
+    values_nc: Tensor
+    """(n, c) float32: continuous labels, NaN where missing."""
+    weights_n: Tensor
+    """(n,) float32: 1, or 0 for a cell that only pads the batch."""
+
+    def __len__(self) -> int:
+        """Number of cells."""
+        return self.rows_n.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> MiniBatch:
+        """The same minibatch on another device."""
+        return MiniBatch(
+            self.counts.to(device, non_blocking),
+            *(
+                tensor.to(device, non_blocking=non_blocking)
+                for tensor in (
+                    self.rows_n,
+                    self.size_factors_n,
+                    self.sources_n,
+                    self.codes_nl,
+                    self.values_nc,
+                    self.weights_n,
+                )
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CellColumns:
+    """Per-cell facts of ALL cells of a store, in stored order, from which a stream takes each minibatch's share."""
+
+    size_factors: NDArray[np.float32]
+    """(N,)"""
+    sources: NDArray[np.int32]
+    """(N,)"""
+    codes: NDArray[np.int32]
+    """(N, l), -1 where unlabelled."""
+    values: NDArray[np.float32]
+    """(N, c), NaN where missing."""
+
+    def batch(self, counts: SparseRows, rows: NDArray[np.int64], weights: NDArray[np.float32]) -> MiniBatch:
+        """The minibatch of these rows, whose counts the caller has read."""
+        return MiniBatch(
+            counts,
+            torch.from_numpy(rows),
+            torch.from_numpy(self.size_factors[rows]),
+            torch.from_numpy(self.sources[rows].astype(np.int64)),
+            torch.from_numpy(self.codes[rows].astype(np.int64)),
+            torch.from_numpy(self.values[rows]),
+            torch.from_numpy(weights),
+        )

@@ -1,0 +1,259 @@
+"""RunConfig: every setting of a run, from one TOML file, checked once, frozen.
+
+The defaults are the recipe "default"; `recipe = "paper"` and `"released"` replace the lines that differ
+(`RECIPES`), and whatever the file or `--set` says has the last word.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from unicoord_atlas.errors import ConfigError
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Section):
+    """Which cells and genes are trained on."""
+
+    genes: str = Field("all", description="all | highly_variable | FILE (one gene a line)")
+    num_highly_variable: Size = 4000
+    max_cells: Count = Field(0, description="0 = all; 50000 = the paper's hECA run: a seeded random sample")
+    min_cells: Count = Field(20, description="classes with fewer labelled training cells are folded into 'other'")
+    validation_fraction: Share = Field(0.1, description="by a seeded hash of obs_names; stored in the run")
+    validation_by: str = Field("", description="an obs column: whole values (donors) are held out")
+    mask_unmeasured: bool = Field(True, description="* a gene that a cell's source did not measure is no zero")
+
+
+class LatentConfig(_Section):
+    """The latent dimensions."""
+
+    discrete: tuple[str, ...] = Field((), description='supervised discrete: ["cell_type", "dataset"]')
+    continuous: tuple[str, ...] = Field((), description='supervised continuous: obs columns and/or "obsm:X_gene_sets"')
+    technical: tuple[str, ...] = Field(
+        ("dataset", "platform", "seq_tech", "batch", "donor", "source"),
+        description="nuisance: never part of an embedding for plots and neighbours",
+    )
+    hierarchy: tuple[str, ...] = Field((), description='["cell_class > cell_type"], or a tree FILE')
+    unsupervised_continuous: Count = 50
+    diffusion: Count = Field(0, description="the first so many unsupervised continuous ones")
+    unsupervised_discrete: tuple[Size, ...] = Field((), description="their numbers of categories")
+    temperature: Annotated[float, Field(gt=0)] = 0.67
+    standardize: bool = Field(True, description="* continuous labels are learned standardized; values come back in their units")
+
+
+class LossConfig(_Section):
+    """Weights of the loss terms."""
+
+    reconstruction: Weight = 1.0
+    beta: Weight = Field(0.1, description='* paper: not stated; "released": a capacity schedule')
+    beta_warmup_steps: Count = Field(500, description="*")
+    capacity_nats: Weight = Field(0.0, description="0 = off; released: beta |C(t) - KL|, C from 0 to this")
+    capacity_steps: Size = 25_000
+    regression: Weight = 100.0
+    classification: Weight = 100.0
+    hierarchical: Weight = 10.0
+    diffusion: Weight = Field(1.0, description="if latent.diffusion > 0")
+    clustering: Weight = 0.0
+    class_weights: Literal["none", "sqrt", "balanced"] = Field("sqrt", description="* none | sqrt | balanced")
+    per_gene: bool = Field(False, description="released: the total is divided by the number of genes")
+
+
+class AugmentConfig(_Section):
+    """Changes to the encoder's input while training."""
+
+    thinning: Share = Field(
+        0.5, description="* keep probability ~ U(1 - thinning, 1) per cell on the encoder's raw counts; target unthinned"
+    )
+
+
+class ModelConfig(_Section):
+    """Sizes of the network."""
+
+    hidden: Annotated[tuple[Size, ...], Field(min_length=1)] = Field((512, 256, 128), description="the decoder mirrors it")
+    dropout: Share = 0.1
+    output_bias: Literal["mean", "default"] = Field("mean", description="* starts at the training cells' mean profile")
+    relu_gradient: Literal["y_or_x", "y"] = Field(
+        "y_or_x", description='* behind the last ReLU the gradient passes where y > 0 or x > 0; "y": the paper'
+    )
+
+
+class TrainConfig(_Section):
+    """The optimizer and its schedule."""
+
+    seed: Count = 0
+    epochs: Size | Literal["auto"] = Field("auto", description="auto = clamp(round(200000 / cells), 1, 100)")
+    batch_size: Size = 256
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    warmup_steps: Count = 200
+    clip_norm: Weight = Field(0.0, description="0 = off")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto = bf16 where the hardware multiplies it faster")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    early_stopping_patience: Count = Field(10, description="epochs without a better validation loss; 0 = off")
+    checkpoint_every_steps: Size = 500
+    checkpoint_every_minutes: Annotated[float, Field(gt=0)] = 10.0
+
+
+class StreamConfig(_Section):
+    """How cells come from disk."""
+
+    window_cells: Size = Field(20_000, description="cells shuffled together in memory: the paper's chunk_size")
+    memory: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(KiB|MiB|GiB)$")] = Field("1GiB", description="window and read-ahead fit in it")
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory budget in bytes."""
+        return round(float(self.memory[:-3]) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[self.memory[-3:]])
+
+
+Recipe = Literal["default", "paper", "released"]
+
+
+class RunConfig(_Section):
+    """Every setting of a run."""
+
+    recipe: Recipe = Field(
+        "default",
+        description='"paper": its formula and settings, nothing else; "default": the paper + the lines marked *; '
+        '"released": its code\'s schedule and weights',
+    )
+    data: DataConfig = DataConfig()
+    latent: LatentConfig = LatentConfig()
+    loss: LossConfig = LossConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    stream: StreamConfig = StreamConfig()
+
+    @classmethod
+    def load(cls, path: Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+        """Read a TOML file (or none) and apply ``a.b=c`` overrides, whose values are TOML; ConfigError names the key."""
+        given: dict[str, Any] = {}
+        if path is not None:
+            try:
+                given = tomllib.loads(path.read_text(encoding="utf-8"))
+            except FileNotFoundError as error:
+                raise ConfigError(f"{path}: no such file; `unicoord-atlas config --default` prints one to start from") from error
+            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+                raise ConfigError(f"{path}: not a readable TOML file ({error})") from error
+        for override in overrides:
+            _set(given, override)
+        return cls.of(given, where=str(path) if path else "--set")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str = "config") -> RunConfig:
+        """Settings from nested mappings: the recipe's lines first, the given ones over them."""
+        recipe = given.get("recipe", "default")
+        merged = _merge(RECIPES.get(recipe, {}) if isinstance(recipe, str) else {}, given)
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, where)) from error
+
+    def to_toml(self, comments: bool = False) -> str:
+        """The settings as TOML text, with a comment a line if asked for."""
+        lines = [_line("recipe", self.recipe, type(self).model_fields["recipe"], comments)]
+        for name in type(self).model_fields:
+            section = getattr(self, name)
+            if isinstance(section, BaseModel):
+                lines += ["", f"[{name}]"]
+                fields = type(section).model_fields
+                lines += [_line(key, getattr(section, key), fields[key], comments) for key in fields]
+        return "\n".join(lines) + "\n"
+
+
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "paper": {
+        "data": {"mask_unmeasured": False, "min_cells": 0},
+        "latent": {"standardize": False},
+        "loss": {"beta": 1.0, "beta_warmup_steps": 0, "class_weights": "none"},
+        "augment": {"thinning": 0.0},
+        "model": {"output_bias": "default", "relu_gradient": "y"},
+        "train": {"warmup_steps": 0, "early_stopping_patience": 0},
+    },
+    "released": {
+        "data": {"mask_unmeasured": False, "min_cells": 200, "validation_fraction": 0.0},
+        "latent": {"standardize": False},
+        "loss": {
+            "beta": 30.0,
+            "beta_warmup_steps": 0,
+            "capacity_nats": 5.0,
+            "class_weights": "none",
+            "diffusion": 0.001,
+            "clustering": 0.001,
+            "per_gene": True,
+        },
+        "augment": {"thinning": 0.0},
+        "model": {"output_bias": "default", "relu_gradient": "y"},
+        "train": {"epochs": 100, "batch_size": 128, "warmup_steps": 0, "early_stopping_patience": 0},
+    },
+}
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both_tables = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both_tables else value
+    return merged
+
+
+def _set(given: dict[str, Any], override: str) -> None:
+    """Apply one ``a.b=c``; a value that is no TOML is taken as a string."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override!r}: write it as section.key=value, like train.batch_size=512")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        given = given.setdefault(table, {})
+        if not isinstance(given, dict):
+            raise ConfigError(f"--set {override!r}: {table!r} is a value, not a section")
+    given[last] = value
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    """One line: the key's path, the value got, what is allowed."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        section: Any = RunConfig
+        for part in path[:-1]:
+            section = section.model_fields[part].annotation
+        return f"{where}: unknown setting {'.'.join(path)!r}; it can be one of: {', '.join(section.model_fields)}"
+    annotation = RunConfig.model_fields.get(path[0])
+    kind = annotation.annotation if annotation else None
+    field = kind.model_fields.get(path[1]) if len(path) > 1 and isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    allowed = _allowed(field)
+    return f"{where}: {'.'.join(path)} = {first['input']!r}: {first['msg']}{f' ({allowed})' if allowed else ''}"
+
+
+def _allowed(field: FieldInfo | None) -> str:
+    if field is None:
+        return ""
+    literals = [str(value) for value in get_args(field.annotation) if isinstance(value, str)]
+    return f"allowed: {' | '.join(literals)}" if literals else (field.description or "")
+
+
+def _line(key: str, value: Any, field: FieldInfo, comments: bool) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    line = f"{key} = {json.dumps(plain, ensure_ascii=False)}"
+    return f"{line:<40}# {field.description}" if comments and field.description else line

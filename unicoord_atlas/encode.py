@@ -1,0 +1,63 @@
+"""The only inference path: minibatches to coordinates, deterministic.
+
+Shapes: n cells, d continuous dimensions, k categories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .batch import MiniBatch
+from .model.joint_vae import JointVAE
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Coordinates of the cells of one minibatch."""
+
+    rows: NDArray[np.int64]
+    """(n,) positions in the store."""
+    mean: NDArray[np.float32]
+    """(n, d) means of the continuous dimensions; supervised ones in the units of their labels."""
+    variance: NDArray[np.float32]
+    """(n, d) variances, in the same units squared."""
+    logits: tuple[NDArray[np.float32], ...]
+    """One (n, k) a discrete dimension."""
+
+
+@torch.no_grad()
+def encode_batches(model: JointVAE, batches: Iterable[MiniBatch], device: torch.device) -> Iterator[Encoded]:
+    """Encode minibatches one by one; cells that pad a batch (weight 0) are left out."""
+    model.eval()
+    offset, scale = own_units(model)
+    for batch in batches:
+        on_device = batch.to(device)
+        posterior = model.encode(model.normalized(on_device))
+        real = batch.weights_n.numpy() > 0
+        yield Encoded(
+            batch.rows_n.numpy()[real],
+            posterior.mean_nd.float().cpu().numpy()[real] * scale + offset,
+            posterior.logvar_nd.exp().float().cpu().numpy()[real] * scale**2,
+            tuple(logits_nk.float().cpu().numpy()[real] for logits_nk in posterior.logits),
+        )
+
+
+def own_units(model: JointVAE) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(d,) offset and (d,) scale that turn learned values into the units of the labels."""
+    continuous = model.spec.latent.continuous
+    return (
+        np.array([latent.offset for latent in continuous], np.float32),
+        np.array([latent.scale for latent in continuous], np.float32),
+    )
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows to probabilities."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
+    return result

@@ -1,0 +1,33 @@
+"""What can go wrong, as a tree of exceptions.
+
+    UnicoordError            anything a user can mend; a ValueError
+    ├── UsageError           the command line asks for something that does not exist or fit (exit code 64)
+    ├── DataError            a file, store or manifest is not what it should be          (exit code 65)
+    └── ConfigError          a setting has an unknown name or a bad value                (exit code 78)
+
+Each message names the file or key, the value got, and what to do.
+"""
+
+
+class UnicoordError(ValueError):
+    """Base of all errors that a user can mend."""
+
+    exit_code = 1
+
+
+class UsageError(UnicoordError):
+    """The command asks for something that does not exist or does not fit."""
+
+    exit_code = 64
+
+
+class DataError(UnicoordError):
+    """A file, store or manifest is not what it should be."""
+
+    exit_code = 65
+
+
+class ConfigError(UnicoordError):
+    """A setting has an unknown name or a bad value."""
+
+    exit_code = 78

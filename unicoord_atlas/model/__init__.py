@@ -1,0 +1,1 @@
+"""The joint-VAE: latent dimensions, sparse input layer, fused decoder."""

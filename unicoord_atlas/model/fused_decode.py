@@ -1,0 +1,152 @@
+"""The decoder's last layer and the squared error, in tiles over genes: no (n, g) tensor is ever held.
+
+    y = relu(h W^T + b),   error_i = sum_j (y_ij - x_ij)^2 over the genes j that cell i's source measured
+
+The gradient is taken in the same pass over the tiles as the value, while a tile is in cache.
+Source: the paper, Methods, "Loss functions" (reconstruction).
+Shapes: n cells, g genes, h hidden units, t genes of a tile, s sources, z non-zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from unicoord_atlas.model.sparse_input import GeneOrder
+
+ReluGradient = Literal["y_or_x", "y"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the decoder should say: the non-zeros of x by gene, and what was measured."""
+
+    order: GeneOrder
+    values_z: Tensor
+    """(z,) float32, in gene order."""
+    sources_n: Tensor
+    """(n,) int64."""
+    measured_sg: Tensor | None
+    """(s, g) bool; None where every source measured every gene."""
+    partly_measured: tuple[bool, ...] | None = None
+    """For each gene tile, whether any source left out any of its genes: known on the host, so no sync in the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeOptions:
+    """How the tiles are computed."""
+
+    dtype: torch.dtype = torch.float32
+    """Of the three matrix products; sums are float32 (float64 if the weights are)."""
+    relu_gradient: ReluGradient = "y_or_x"
+    tile: int = 2048
+
+
+def tile_size(device: torch.device, num_cells: int) -> int:
+    """Genes a tile: one that stays in a core's cache on CPU, one that fills the device elsewhere."""
+    return 2048 if device.type == "cpu" else max(2048, 2**24 // max(num_cells, 1) // 256 * 256)
+
+
+def partly_measured(measured_sg: Tensor, tile: int) -> tuple[bool, ...]:
+    """For each tile, whether any source left out any of its genes."""
+    return tuple(not bool(part.all()) for part in measured_sg.split(tile, dim=1))
+
+
+class _FusedDecode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_nh: Tensor, weight_gh: Tensor, bias_g: Tensor, weights_n: Tensor, target: Target, options: DecodeOptions
+    ) -> tuple[Tensor, Tensor]:
+        wants_grad = any(ctx.needs_input_grad[:3])
+        errors_n = torch.zeros_like(weights_n)
+        hidden = hidden_nh.to(options.dtype)
+        if wants_grad:
+            scaled = (2.0 * weights_n[:, None] * hidden_nh).to(options.dtype)
+            grad_hidden = torch.zeros_like(hidden_nh)
+            grad_weight, grad_bias = torch.empty_like(weight_gh), torch.empty_like(bias_g)
+        bounds = target.order.gene_ptr[_tile_starts(weight_gh.shape[0], options.tile, hidden.device)].tolist()
+        for number, start in enumerate(range(0, weight_gh.shape[0], options.tile)):
+            genes = slice(start, min(start + options.tile, weight_gh.shape[0]))
+            weight_th = weight_gh[genes].to(options.dtype)
+            entries = slice(bounds[number], bounds[number + 1])
+            residual_nt = _residual(hidden, weight_th, bias_g[genes], genes, entries, number, target, options, errors_n)
+            if wants_grad:
+                grad_weight[genes] = residual_nt.t() @ scaled
+                grad_bias[genes] = 2.0 * (weights_n.to(options.dtype)[None] @ residual_nt)[0]
+                grad_hidden += residual_nt @ weight_th
+        if wants_grad:
+            grad_hidden *= 2.0 * weights_n[:, None]
+            ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.mark_non_differentiable(errors_n)
+        return (errors_n * weights_n).sum(), errors_n
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # The weights carry the loss's scale, so the factor is mostly 1; only the CPU can look without a sync.
+        scale = grads[0]
+        if scale.device.type == "cpu" and scale.item() == 1.0:
+            return *ctx.saved_tensors, None, None, None
+        return *(gradient * scale for gradient in ctx.saved_tensors), None, None, None
+
+
+def _tile_starts(num_genes: int, tile: int, device: torch.device) -> Tensor:
+    return torch.tensor([*range(0, num_genes, tile), num_genes], device=device)
+
+
+def _residual(
+    hidden: Tensor,
+    weight_th: Tensor,
+    bias_t: Tensor,
+    genes: slice,
+    entries: slice,
+    number: int,
+    target: Target,
+    options: DecodeOptions,
+    errors_n: Tensor,
+) -> Tensor:
+    """(n, t): y - x through which the gradient passes; adds the tile's share to `errors_n`.
+
+    Where x = 0 the residual is y, so a closed ReLU passes nothing by itself; only non-zeros need a look: "y_or_x" lets
+    the gradient pass there though y = 0, "y" stops it.
+    """
+    y_nt = torch.addmm(bias_t.to(options.dtype), hidden, weight_th.t()).relu_()
+    if target.measured_sg is not None and (target.partly_measured is None or target.partly_measured[number]):
+        y_nt *= target.measured_sg[:, genes].to(y_nt.dtype)[target.sources_n]
+    width = genes.stop - genes.start
+    flat = y_nt.view(-1)
+    at = target.order.rows_z[entries].to(torch.int64) * width + (target.order.genes_z[entries] - genes.start)
+    y_z, x_z = flat[at].to(errors_n.dtype), target.values_z[entries].to(errors_n.dtype)
+    residual_z = y_z - x_z
+    errors_n += y_nt.to(errors_n.dtype).square().sum(dim=1)
+    errors_n.index_add_(0, target.order.rows_z[entries], residual_z.square() - y_z.square())
+    if options.relu_gradient == "y":
+        residual_z = torch.where(y_z > 0, residual_z, 0.0)
+    flat[at] = residual_z.to(flat.dtype)
+    return y_nt
+
+
+def fused_decode_error(
+    hidden_nh: Tensor, weight_gh: Tensor, bias_g: Tensor, weights_n: Tensor, target: Target, options: DecodeOptions
+) -> tuple[Tensor, Tensor]:
+    """Weighted squared error of the decoded cells.
+
+    Parameters
+    ----------
+    hidden_nh, weight_gh, bias_g
+        The last hidden layer and the last linear layer; gradients flow to all three.
+    weights_n
+        Weight of each cell's error in the sum: 1 / n for a mean, 0 for padding.  No gradient.
+    target, options
+        What to compare with, and how to compute.
+
+    Returns
+    -------
+    The scalar sum_i weights_i error_i, and the errors (n,) themselves, without gradient.
+    """
+    result: tuple[Tensor, Tensor] = _FusedDecode.apply(hidden_nh, weight_gh, bias_g, weights_n, target, options)
+    return result

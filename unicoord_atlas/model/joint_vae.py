@@ -1,0 +1,160 @@
+"""JointVAE: encoder, posterior, decoder.  Source: the paper, Methods, "Model structure".
+
+Shapes: n cells, g genes, h hidden units, d continuous dimensions, k categories.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from unicoord_atlas.batch import MiniBatch, SparseRows
+from unicoord_atlas.config import ModelConfig
+from unicoord_atlas.model.fused_decode import (
+    DecodeOptions,
+    Target,
+    fused_decode_error,
+    partly_measured,
+    tile_size,
+)
+from unicoord_atlas.model.latent import LatentSpec, Posterior
+from unicoord_atlas.model.noise import Noise, Purpose, thin, to_uniform
+from unicoord_atlas.model.sparse_input import GeneOrder, SparseLinear
+from unicoord_atlas.normalization import TARGET_SUM, log_normalize
+
+
+class NetworkSpec(BaseModel):
+    """All that is needed to build a JointVAE again: the model part of a reference's config.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    num_genes: int
+    latent: LatentSpec
+    model: ModelConfig
+    temperature: float = 0.67
+    thinning: float = 0.0
+    target_sum: float = TARGET_SUM
+    log_input: bool = False
+    num_sources: int = 0
+    """Sources whose unmeasured genes are masked; 0 = no mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a training or validation step says: the losses are made of these and the batch's labels."""
+
+    posterior: Posterior
+    errors_n: Tensor
+    """(n,) squared error of each decoded cell, without gradient."""
+    mean_error: Tensor
+    """Scalar: weighted mean of the errors, with gradient."""
+
+
+class JointVAE(nn.Module):
+    """Joint variational autoencoder over discrete and continuous latent dimensions."""
+
+    measured_sg: Tensor
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        hidden, latent = spec.model.hidden, spec.latent
+        self.input_layer = SparseLinear(spec.num_genes, hidden[0])
+        self.encoder = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(hidden))
+        self.mean = nn.Linear(hidden[-1], latent.num_continuous)
+        self.logvar = nn.Linear(hidden[-1], latent.num_continuous)
+        self.logits = nn.ModuleList(nn.Linear(hidden[-1], each.num_categories) for each in latent.discrete)
+        self.decoder = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((latent.width, *reversed(hidden))))
+        self.output_layer = nn.Linear(hidden[0], spec.num_genes)
+        self.register_buffer("measured_sg", torch.ones((spec.num_sources, spec.num_genes), dtype=torch.bool))
+        self.compute_dtype = torch.float32
+        """Of the matrix products over genes; weights stay float32."""
+        self._partly_measured: tuple[bool, ...] | None = None
+
+    def start_from(self, mean_profile_g: Tensor | None, measured_sg: Tensor | None) -> None:
+        """Set the output bias to the training cells' mean profile, and what each source measured."""
+        if mean_profile_g is not None:
+            with torch.no_grad():
+                self.output_layer.bias.copy_(mean_profile_g)
+        if measured_sg is not None:
+            self.measured_sg.copy_(measured_sg)
+
+    def normalized(self, batch: MiniBatch) -> SparseRows:
+        """Log-normalized cells."""
+        return log_normalize(batch.counts, batch.size_factors_n, self.spec.target_sum, self.spec.log_input)
+
+    def thinned(self, batch: MiniBatch, noise: Noise) -> SparseRows:
+        """Log-normalized cells with a random share of each cell's molecules: another sequencing depth.
+
+        A kept share leaves count / size factor as it was on average, so the size factor is thinned by the same share.
+        """
+        counts = batch.counts
+        row_of_entry_z = counts.row_of_entry()
+        keep_n = 1 - self.spec.thinning * noise.uniform(Purpose.THINNING_SHARE, 1)[:, 0]
+        bits_z = noise.entry_bits(Purpose.THINNING, row_of_entry_z, counts.indices)
+        data_z = thin(counts.data.to(torch.float32), keep_n[row_of_entry_z], bits_z)
+        return log_normalize(replace(counts, data=data_z), batch.size_factors_n * keep_n, self.spec.target_sum)
+
+    def encode(self, rows: SparseRows, order: GeneOrder | None = None, noise: Noise | None = None) -> Posterior:
+        """Posterior of log-normalized cells; with noise there is dropout after the first and second layer."""
+        hidden_nh = torch.relu(self.input_layer(rows, order, self.compute_dtype))
+        for number, layer in enumerate(self.encoder):
+            hidden_nh = self._dropout(hidden_nh, noise, number) if number < 2 else hidden_nh
+            hidden_nh = torch.relu(layer(hidden_nh))
+        return Posterior(self.mean(hidden_nh), self.logvar(hidden_nh), tuple(head(hidden_nh) for head in self.logits))
+
+    def decode_hidden(self, latent_nw: Tensor, noise: Noise | None = None) -> Tensor:
+        """(n, h): the decoder up to its last hidden layer; with noise there is dropout after the second and third."""
+        hidden_nh = latent_nw
+        for number, layer in enumerate(self.decoder):
+            hidden_nh = torch.relu(layer(hidden_nh))
+            hidden_nh = self._dropout(hidden_nh, noise, 8 + number) if number in (1, 2) else hidden_nh
+        return hidden_nh
+
+    def decode(self, latent_nw: Tensor) -> Tensor:
+        """(n, g) log-normalized cells of decoder inputs (n, width); deterministic."""
+        return torch.relu(self.output_layer(self.decode_hidden(latent_nw)))
+
+    def reconstruction_error(self, latent_nw: Tensor, target: Target, weights_n: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """Weighted sum of squared errors, and the errors (n,); never holds an (n, g) tensor."""
+        tile = tile_size(latent_nw.device, latent_nw.shape[0])
+        options = DecodeOptions(self.compute_dtype, self.spec.model.relu_gradient, tile)
+        hidden_nh = self.decode_hidden(latent_nw, noise)
+        return fused_decode_error(hidden_nh, self.output_layer.weight, self.output_layer.bias, weights_n, target, options)
+
+    def target(self, batch: MiniBatch, rows: SparseRows, order: GeneOrder) -> Target:
+        """The cells as the decoder should say them."""
+        masked = self.spec.num_sources > 0
+        if masked and self._partly_measured is None:
+            self._partly_measured = partly_measured(self.measured_sg, tile_size(rows.data.device, len(batch)))
+        return Target(
+            order,
+            rows.data[order.entries_z],
+            batch.sources_n,
+            self.measured_sg if masked else None,
+            self._partly_measured if masked else None,
+        )
+
+    def forward(self, batch: MiniBatch, noise: Noise | None = None) -> StepOutput:
+        """Encode, draw, decode and compare: with noise a training step, without a deterministic one.
+
+        The decoder gets the PREDICTED categories as a soft Gumbel sample, never the labels.
+        """
+        rows = self.normalized(batch)
+        order = GeneOrder.of(rows)
+        seen = self.thinned(batch, noise) if noise is not None and self.spec.thinning > 0 else rows
+        posterior = self.encode(seen, order if torch.is_grad_enabled() else None, noise)
+        latent_nw = posterior.mode() if noise is None else posterior.sample(noise, self.spec.temperature)
+        shares_n = batch.weights_n / batch.weights_n.sum()
+        mean_error, errors_n = self.reconstruction_error(latent_nw, self.target(batch, rows, order), shares_n, noise)
+        return StepOutput(posterior, errors_n, mean_error)
+
+    def _dropout(self, hidden_nh: Tensor, noise: Noise | None, layer: int) -> Tensor:
+        rate = self.spec.model.dropout
+        if noise is None or rate == 0:
+            return hidden_nh
+        keep = to_uniform(noise.bits(Purpose.DROPOUT + layer, hidden_nh.shape[1])) >= rate
+        return hidden_nh * keep.to(hidden_nh.dtype) / (1 - rate)

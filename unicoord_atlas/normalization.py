@@ -1,0 +1,116 @@
+"""Normalization of an atlas: computed once, frozen, applied to every query as it is.
+
+    x = log1p(target_sum * count / size_factor)
+
+with scanpy's exact meaning of ``normalize_total(target_sum=1e4, exclude_highly_expressed=True)`` and ``log1p``:
+a cell's size factor is the sum of its counts over the genes that are highly expressed in no cell of the atlas.
+A size factor of 0 leaves the cell's counts unscaled, as scanpy does.
+Shapes: n cells, g genes, z non-zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unicoord_atlas.batch import SparseRows
+from unicoord_atlas.errors import DataError
+
+TARGET_SUM = 1e4
+MAX_FRACTION = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Normalization:
+    """The frozen facts of an atlas's normalization, one entry a gene."""
+
+    highly_expressed_g: NDArray[np.bool_]
+    """Left out of size factors: over `max_fraction` of a cell's counts in at least `min_cells` cells."""
+    mean_fraction_g: NDArray[np.float64]
+    """Mean over cells of count / size factor (0 for cells without counts): the mean profile; sums to 1 over the
+    genes that are not highly expressed (if every cell has counts in them)."""
+    mean_g: NDArray[np.float64]
+    """Mean of the log-normalized values over all cells."""
+    variance_g: NDArray[np.float64]
+    """Variance (ddof 0) of the log-normalized values over all cells."""
+    target_sum: float = TARGET_SUM
+    max_fraction: float = MAX_FRACTION
+    min_cells: int = 1
+    log_input: bool = False
+    """The store holds log-normalized values already: they are taken as they are."""
+
+    def __post_init__(self) -> None:
+        shapes = {a.shape for a in (self.highly_expressed_g, self.mean_fraction_g, self.mean_g, self.variance_g)}
+        if len(shapes) != 1:
+            raise DataError(f"normalization: arrays of different lengths {sorted(shapes)}; the store is damaged")
+
+    def subset(self, genes: NDArray[np.int64]) -> Normalization:
+        """The facts of these genes only; size factors keep their meaning over all genes."""
+        return Normalization(
+            self.highly_expressed_g[genes],
+            self.mean_fraction_g[genes],
+            self.mean_g[genes],
+            self.variance_g[genes],
+            self.target_sum,
+            self.max_fraction,
+            self.min_cells,
+            self.log_input,
+        )
+
+    def query_size_factors(
+        self, sums_over_kept_n: NDArray[np.float64], measured_g: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """Size factors of query cells whose source measured only some of the atlas's genes.
+
+        Parameters
+        ----------
+        sums_over_kept_n
+            Each cell's counts over the atlas genes that are measured and not highly expressed.
+        measured_g
+            Which atlas genes the query has.
+
+        Returns
+        -------
+        (n,): the sum divided by the share of the mean profile that those genes carry (1 at full coverage).
+
+        Raises
+        ------
+        DataError
+            If the measured genes carry nothing of the mean profile.
+        """
+        profile = np.where(self.highly_expressed_g, 0.0, self.mean_fraction_g)
+        share = profile[measured_g].sum() / profile.sum()
+        if not share > 0:
+            raise DataError("the query's genes carry none of the reference's mean profile; are the gene ids right?")
+        return sums_over_kept_n / share
+
+    def kept_sums(self, indptr: NDArray[np.int64], indices: NDArray[np.integer], data: NDArray[np.number]) -> NDArray[np.float64]:
+        """(n,): each row's sum over the genes that are not highly expressed; rows in this atlas's gene space."""
+        kept = np.where(self.highly_expressed_g[indices], 0.0, data)
+        return row_sums(indptr, kept)
+
+
+def row_sums(indptr: NDArray[np.int64], data: NDArray[np.number]) -> NDArray[np.float64]:
+    """(n,) float64 sum of each CSR row; an empty row sums to 0."""
+    padded = np.concatenate([data.astype(np.float64, copy=False), [0.0]])
+    sums = np.add.reduceat(padded, np.minimum(indptr[:-1], len(data)))
+    sums[indptr[1:] == indptr[:-1]] = 0.0
+    return sums
+
+
+def row_scales(size_factors_n: Tensor, target_sum: float) -> Tensor:
+    """(n,) what each cell's counts are multiplied by before log1p: target_sum / size factor, 1 for a size factor of 0."""
+    return torch.where(size_factors_n > 0, target_sum / size_factors_n, torch.ones_like(size_factors_n))
+
+
+def log_normalize(counts: SparseRows, size_factors_n: Tensor, target_sum: float = TARGET_SUM, log_input: bool = False) -> SparseRows:
+    """Log-normalized rows: float32 data, int32 indices, on the device of the counts."""
+    values = counts.data.to(torch.float32)
+    if not log_input:
+        scales_n = row_scales(size_factors_n, target_sum)
+        values = torch.log1p(values * torch.repeat_interleave(scales_n, counts.indptr.diff(), output_size=values.shape[0]))
+    return SparseRows(counts.indptr, counts.indices.to(torch.int32), values, counts.num_genes)

@@ -1,0 +1,149 @@
+"""Checkpoints: safetensors and JSON in a directory each, written aside and renamed; `latest.json` is written last.
+
+    checkpoints/step-00000500/model.safetensors       weights and buffers
+                              optimizer.safetensors   Adam's moments and step counts
+                              state.json              step, epoch, stream position, early stopping
+    checkpoints/latest.json, best.json                which directory to go on from, which was best on validation
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unicoord_atlas.errors import DataError
+
+KEPT = 2
+
+
+@dataclass
+class Progress:
+    """Where a run stands; everything in it is JSON."""
+
+    step: int = 0
+    epoch: int = 0
+    stream: Mapping[str, Any] = field(default_factory=dict)
+    best_loss: float | None = None
+    best_epoch: int = -1
+    seconds: float = 0.0
+    finished: bool = False
+
+
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, best: bool = False) -> Path:
+    """Write one checkpoint and point to it; older ones but the best are removed afterwards."""
+    name = f"step-{progress.step:08d}"
+    target = folder / name
+    if target.exists():  # the same step again, at the end of an epoch: the tensors are the same
+        write_json(target / "state.json", asdict(progress))
+    else:
+        _write_aside(target, model, optimizer, progress)
+    if best:
+        write_json(folder / "best.json", {"checkpoint": name})
+    write_json(folder / "latest.json", {"checkpoint": name})
+    _prune(folder)
+    return target
+
+
+def _write_aside(target: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    aside = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside / "model.safetensors")
+    save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
+    write_json(aside / "state.json", asdict(progress))
+    for file in aside.iterdir():
+        _sync(file)
+    os.replace(aside, target)
+    _sync(target.parent)
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> Progress | None:
+    """Load the latest checkpoint into model and optimizer; None if there is none yet."""
+    if not (folder / "latest.json").exists():
+        return None
+    target = pointed(folder, "latest")
+    load_weights(target, model, device)
+    saved = _tensors(target / "optimizer.safetensors", device)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, parameter in enumerate(parameters):
+        prefix = f"{number}."
+        optimizer.state[parameter] = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+    return Progress(**read_json(target / "state.json"))
+
+
+def load_weights(target: Path, model: nn.Module, device: torch.device) -> None:
+    """Load a checkpoint's weights; DataError if they do not fit the model."""
+    try:
+        model.load_state_dict(_tensors(target / "model.safetensors", device))
+    except RuntimeError as error:
+        raise DataError(f"{target}: weights do not fit this run's model ({error}); was run.toml changed?") from error
+
+
+def pointed(folder: Path, pointer: str) -> Path:
+    """The checkpoint that `latest` or `best` points to."""
+    name = str(read_json(folder / f"{pointer}.json").get("checkpoint", ""))
+    target = folder / name
+    if not name.startswith("step-") or target.parent != folder or not (target / "state.json").exists():
+        raise DataError(f"{folder / pointer}.json: names checkpoint {name!r}, which is not there; remove the file to start anew")
+    return target
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write aside, sync, rename."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _sync(aside)
+    os.replace(aside, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; DataError names the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: should be a JSON object, is a {type(content).__name__}")
+    return content
+
+
+def _tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
+    try:
+        return dict(load_file(path, device=str(device)))
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {
+        f"{number}.{name}": tensor.contiguous()
+        for number, parameter in enumerate(parameters)
+        for name, tensor in optimizer.state[parameter].items()
+    }
+
+
+def _prune(folder: Path) -> None:
+    keep = {str(read_json(folder / f"{p}.json").get("checkpoint")) for p in ("latest", "best") if (folder / f"{p}.json").exists()}
+    steps = sorted(path for path in folder.glob("step-*") if path.is_dir())
+    for path in steps[:-KEPT]:
+        if path.name not in keep:
+            shutil.rmtree(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

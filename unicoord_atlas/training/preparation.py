@@ -1,0 +1,158 @@
+"""From an atlas's obs to what a run trains on: split, folded labels, per-cell columns, latent dimensions.
+
+Shapes: N cells of the store, l label columns, c continuous columns, k categories.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from unicoord_atlas.batch import CellColumns
+from unicoord_atlas.columns import continuous_values, label_codes, label_column
+from unicoord_atlas.config import RunConfig
+from unicoord_atlas.errors import ConfigError, DataError
+from unicoord_atlas.hierarchy import Hierarchy, hierarchy_of_columns, parse_hierarchy
+from unicoord_atlas.losses.objective import LabelFacts
+from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
+from unicoord_atlas.schema import AtlasSchema, LabelColumn, fold_rare
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """All that is decided before the first step."""
+
+    training_rows: NDArray[np.int64]
+    validation_rows: NDArray[np.int64]
+    columns: CellColumns
+    labels: tuple[LabelColumn, ...]
+    """As trained: rare classes folded, counts of the training cells."""
+    latent: LatentSpec
+    facts: LabelFacts
+    hierarchies: tuple[Hierarchy, ...]
+
+
+def prepare(
+    config: RunConfig,
+    schema: AtlasSchema,
+    obs: pd.DataFrame,
+    size_factors: NDArray[np.float64],
+    obsm: Mapping[str, pd.DataFrame] | None = None,
+) -> Preparation:
+    """Decide the split, fold rare classes, and turn label columns into codes and values.
+
+    Raises
+    ------
+    UsageError
+        If a column is not in obs.
+    DataError
+        If a label column has no labelled training cell, or a continuous one is constant or not numeric.
+    """
+    training, validation = split_rows(config, obs)
+    pairs = parse_hierarchy(config.latent.hierarchy)
+    names = list(dict.fromkeys([*config.latent.discrete, *(name for pair in pairs for name in pair)]))
+    labels, codes = [], np.full((len(obs), len(names)), -1, np.int32)
+    for number, name in enumerate(names):
+        column = _known_label(schema, obs, name)
+        raw = label_codes(obs, column)
+        folded, codes[:, number] = _fold(column, raw, training, config.data.min_cells)
+        labels.append(folded)
+    titles, values = continuous_values(obs, obsm or {}, config.latent.continuous)
+    latent = _latent_spec(config, labels, titles, values[training])
+    facts = LabelFacts(
+        tuple(torch.tensor(label.counts, dtype=torch.float32) for label in labels),
+        tuple(float((codes[training, number] >= 0).mean()) for number in range(len(labels))),
+        torch.from_numpy((~np.isnan(values[training])).mean(axis=0).astype(np.float32)),
+    )
+    at = {name: number for number, name in enumerate(names)}
+    hierarchies = tuple(
+        hierarchy_of_columns(labels[at[p]], labels[at[c]], codes[training, at[p]], codes[training, at[c]]) for p, c in pairs
+    )
+    columns = CellColumns(size_factors.astype(np.float32), _source_codes(schema, obs), codes, values)
+    return Preparation(training, validation, columns, tuple(labels), latent, facts, hierarchies)
+
+
+def split_rows(config: RunConfig, obs: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Training and validation rows, ascending: a seeded hash of each cell's name, or of its `validation_by` value.
+
+    A cell's side does not depend on what other cells there are.
+    """
+    chosen = np.ones(len(obs), np.bool_)
+    if config.data.max_cells and config.data.max_cells < len(obs):
+        draw = np.random.default_rng([config.train.seed, 0x5A]).choice(len(obs), config.data.max_cells, replace=False)
+        chosen[:] = False
+        chosen[draw] = True
+    fraction = config.data.validation_fraction
+    if config.data.validation_by:
+        values = obs[config.data.validation_by].astype("string").fillna("")
+        distinct = values.drop_duplicates()
+        held_out = values.map(dict(zip(distinct, _hash_shares(distinct, config.train.seed) < fraction, strict=True)))
+        validation = held_out.to_numpy(np.bool_)
+    else:
+        validation = _hash_shares(obs.index.to_series(), config.train.seed) < fraction
+    rows = np.arange(len(obs), dtype=np.int64)
+    training = rows[chosen & ~validation]
+    if not len(training):
+        raise ConfigError(f"data.validation_fraction = {fraction} leaves no training cell of {len(obs)}")
+    return training, rows[chosen & validation]
+
+
+def _hash_shares(names: pd.Series, seed: int) -> NDArray[np.float64]:
+    """Uniform in [0, 1) for each name: 8 bytes of BLAKE2b keyed with the seed."""
+    key = seed.to_bytes(8, "little")
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in names.astype(str))
+    return np.frombuffer(digests, np.uint64) / 2.0**64
+
+
+def _known_label(schema: AtlasSchema, obs: pd.DataFrame, name: str) -> LabelColumn:
+    """The schema's column, or one made of any other obs column (dataset, source) on the way."""
+    known = {column.name: column for column in schema.labels}
+    return known[name] if name in known else label_column(obs, name)
+
+
+def _fold(
+    column: LabelColumn, codes: NDArray[np.int32], training: NDArray[np.int64], min_cells: int
+) -> tuple[LabelColumn, NDArray[np.int32]]:
+    in_training = codes[training]
+    counts = np.bincount(in_training[in_training >= 0], minlength=len(column.categories)).astype(np.int64)
+    if not counts.any():
+        raise DataError(f"label column {column.name!r}: none of the {len(training)} training cells is labelled")
+    folded, new_code = fold_rare(column, counts, min_cells)
+    return folded, np.append(new_code, np.int32(-1))[codes]
+
+
+def _latent_spec(
+    config: RunConfig, labels: list[LabelColumn], titles: tuple[str, ...], values: NDArray[np.float32]
+) -> LatentSpec:
+    discrete = [DiscreteLatent(name=label.name, num_categories=len(label.categories)) for label in labels]
+    discrete += [
+        DiscreteLatent(name=f"unsupervised_discrete_{number}", num_categories=size, supervised=False)
+        for number, size in enumerate(config.latent.unsupervised_discrete)
+    ]
+    continuous = []
+    for title, column in zip(titles, values.T, strict=True):
+        known = column[~np.isnan(column)]
+        if not len(known) or known.min() == known.max():
+            raise DataError(f"continuous column {title!r}: has no two different values among the training cells")
+        offset, scale = (float(known.mean()), float(known.std())) if config.latent.standardize else (0.0, 1.0)
+        continuous.append(ContinuousLatent(name=title, offset=offset, scale=scale))
+    continuous += [
+        ContinuousLatent(name=f"unsupervised_{number}", supervised=False)
+        for number in range(config.latent.unsupervised_continuous)
+    ]
+    return LatentSpec(discrete=tuple(discrete), continuous=tuple(continuous), num_diffusion=config.latent.diffusion)
+
+
+def _source_codes(schema: AtlasSchema, obs: pd.DataFrame) -> NDArray[np.int32]:
+    if len(schema.sources) <= 1 or "source" not in obs:
+        return np.zeros(len(obs), np.int32)
+    column = LabelColumn(
+        name="source", categories=tuple(s.name for s in schema.sources), counts=tuple(s.num_cells for s in schema.sources)
+    )
+    return label_codes(obs, column)
