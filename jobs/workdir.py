@@ -12,29 +12,23 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 
-from unicoord_atlas.errors import DataError
+from unicoord_atlas.errors import AlreadyDone, DataError
 from unicoord_atlas.loaders.zarr_layout import FORMAT_VERSION, MANIFEST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
 _RECORD = "unfinished.json"
 _PACKAGES = ("unicoord-atlas", "anndata", "zarr", "numpy", "torch")
 _READ_BYTES = 1 << 22
-
-
-class AlreadyDone(Exception):
-    """The output is there, finished, from the same inputs and settings: nothing to do."""
-
-    def __init__(self, out: Path) -> None:
-        super().__init__(f"{out} is finished already, from the same inputs and settings")
-        self.out = out
 
 
 @contextmanager
@@ -67,7 +61,7 @@ def finished_directory(
     DataError
         If `out` is something else, another process writes it, or the disk is full.
     """
-    made_from = json.loads(json.dumps({"inputs": [describe_input(path) for path in inputs], "config": config}))
+    made_from = _made_from(inputs, config)
     partial = out.parent / f".{out.name}.partial"
     _refuse_other(out, made_from)
     with _locked(partial), _full_disk_named(partial):
@@ -81,12 +75,17 @@ def finished_directory(
             if not resume:
                 shutil.rmtree(partial)
             raise
-        (partial / _RECORD).unlink()
+        (partial / _RECORD).unlink(missing_ok=True)  # a writer that empties its directory took it along
         _write_manifest(partial, made_from, counts or {})
         if out.exists():
             out.rmdir()
         partial.rename(out)
         _sync(out.parent)
+
+
+def check_output(out: Path, inputs: Sequence[Path], config: Mapping[str, Any]) -> None:
+    """Raise what `finished_directory` would of an existing `out`, before a job has done any work."""
+    _refuse_other(out, _made_from(inputs, config))
 
 
 @contextmanager
@@ -106,7 +105,7 @@ def finished_file(out: Path) -> Iterator[Path]:
 
 
 def describe_input(path: Path) -> dict[str, Any]:
-    """What tells an input from another: name, size, time of change; of a finished directory, its manifest's checksum."""
+    """What tells inputs apart: name, size, time of change; of a finished directory, its manifest's checksum."""
     manifest = path / MANIFEST
     try:
         if manifest.exists():
@@ -117,7 +116,7 @@ def describe_input(path: Path) -> dict[str, Any]:
     return {"name": path.name, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
 
 
-def file_checksums(directory: Path) -> dict[str, dict[str, int | str]]:
+def file_checksums(directory: Path) -> dict[str, dict[str, Any]]:
     """Size and crc32c of every file but the manifest, by its path within the directory."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
     with ThreadPoolExecutor(2) as pool:
@@ -126,6 +125,11 @@ def file_checksums(directory: Path) -> dict[str, dict[str, int | str]]:
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "crc32c": checksum}
         for path, checksum in zip(paths, checksums, strict=True)
     }
+
+
+def _made_from(inputs: Sequence[Path], config: Mapping[str, Any]) -> dict[str, Any]:
+    made_from: dict[str, Any] = {"inputs": [describe_input(path) for path in inputs], "config": config}
+    return dict(json.loads(json.dumps(made_from)))  # as it will be read back
 
 
 def _write_manifest(directory: Path, made_from: Mapping[str, Any], counts: Mapping[str, int]) -> None:
@@ -178,9 +182,11 @@ def _locked(partial: Path) -> Iterator[None]:
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
     except BlockingIOError:
+        os.close(descriptor)
         raise DataError(f"{partial} is being written by another process; wait for it or choose another --out") from None
+    try:
+        yield
     finally:
         os.close(descriptor)
 
@@ -196,11 +202,11 @@ def _full_disk_named(partial: Path) -> Iterator[None]:
 
 
 def _checksum(path: Path) -> str:
-    checksum = google_crc32c.Checksum()
+    crc = 0
     with path.open("rb") as file:
         while part := file.read(_READ_BYTES):
-            checksum.update(part)
-    return checksum.hexdigest().decode()
+            crc = google_crc32c.extend(crc, part)
+    return f"{crc:08x}"
 
 
 def _read_json(path: Path) -> Any:

@@ -7,6 +7,7 @@ Shapes: g genes of the atlas, z non-zeros.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from .gene_names import (
     KEY_WORDS,
     GeneNames,
     GeneTable,
+    choose_key,
     gene_names,
     guess_gene_key,
     other_key,
@@ -29,7 +31,6 @@ from .row_matrix import CsrBlock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -37,10 +38,13 @@ if TYPE_CHECKING:
 __all__ = [
     "GeneMap",
     "GeneSpace",
+    "gene_names",
+    "gene_space",
     "guess_gene_key",
     "intersection_space",
     "listed_space",
     "map_genes",
+    "map_names",
     "read_gene_table",
     "remap",
     "union_space",
@@ -171,17 +175,32 @@ def _space(key: GeneKey, index: dict[str, int], aliases: dict[str, int], table: 
     return GeneSpace(key, tuple(index), {name: i for name, i in aliases.items() if name not in index})
 
 
+def gene_space(
+    sources: Mapping[Path, GeneNames], genes: str, wanted: GeneKey | None, table: GeneTable | None
+) -> GeneSpace:
+    """The genes of an atlas of these sources; `genes` is union, intersection or a file of genes."""
+    if genes not in ("union", "intersection") and wanted is None:
+        listed = read_gene_columns(Path(genes))
+        wanted = next(iter(listed)) if len(listed) == 1 else None
+    key = choose_key(sources, wanted)
+    if genes == "union":
+        return union_space(list(sources.values()), key, table)
+    if genes == "intersection":
+        return intersection_space(list(sources.values()), key, table)
+    return listed_space(Path(genes), key, table)
+
+
 def map_genes(var: pd.DataFrame, space: AtlasSchema | GeneSpace, where: str, table: GeneTable | None = None) -> GeneMap:
-    """Map the genes of a source or query onto an atlas or a reference.
+    """Map the genes of a query onto a reference.
 
     Parameters
     ----------
     var
-        The source's genes, as `CellSource.var`.
+        The query's genes, as `CellSource.var`.
     space
-        The atlas's genes and aliases.
+        The reference's genes and aliases.
     where
-        What an error names, such as the path of the source.
+        What an error names, such as the path of the query.
     table
         Ensembl ids and symbols beyond the aliases.
 
@@ -190,13 +209,18 @@ def map_genes(var: pd.DataFrame, space: AtlasSchema | GeneSpace, where: str, tab
     DataError
         If no gene is found.
     """
+    return map_names(gene_names(var, table), space, where)
+
+
+def map_names(names: GeneNames, space: AtlasSchema | GeneSpace, where: str) -> GeneMap:
+    """Map genes by their names; DataError names `where` if none is found."""
     key = space.gene_key if isinstance(space, AtlasSchema) else space.key
     index = {name: i for i, name in enumerate(space.genes)}
-    names = gene_names(var, table)
     gene_map = GeneMap.of(resolve(names, key, index, space.aliases), len(index))
     if not gene_map.measured_g.any():
+        examples = [name for name in names.by(names.own) if name is not None][:3]
         raise DataError(
-            f"{where}: no genes in common: it has {', '.join(map(str, var.index[:3]))}, ... and wanted are "
+            f"{where}: no genes in common: it has {', '.join(examples)}, ... and wanted are "
             f"{', '.join(space.genes[:3])}, ... ({KEY_WORDS[key]}s); are species and gene key right? See --gene-table"
         )
     return gene_map

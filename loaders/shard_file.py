@@ -1,18 +1,22 @@
-"""One shard on disk: encoded inner chunks, then an index of (offset, bytes) pairs and its crc32c (Zarr v3 sharding codec).
+"""One shard on disk, as Zarr v3's sharding codec has it: encoded inner chunks, then an index and its crc32c.
 
-A chunk that was never written has both numbers at 2**64 - 1 and reads as zeros.
+The index is a pair (offset, bytes) a chunk; a chunk that was never written has both at 2**64 - 1 and reads as zeros.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import google_crc32c
 import numpy as np
-from numpy.typing import NDArray
 
 from unicoord_atlas.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 MISSING = np.iinfo(np.uint64).max
 _CRC_BYTES = 4
@@ -26,14 +30,15 @@ def index_bytes(num_chunks: int) -> int:
 def encode_index(chunks_c2: NDArray[np.uint64]) -> bytes:
     """Index of a shard: (chunks, 2) offsets and lengths, then the checksum."""
     body = np.ascontiguousarray(chunks_c2, dtype="<u8").tobytes()
-    return body + google_crc32c.value(body).to_bytes(_CRC_BYTES, "little")
+    checksum: int = google_crc32c.value(body)
+    return body + checksum.to_bytes(_CRC_BYTES, "little")
 
 
 def decode_index(tail: bytes, file_bytes: int, where: str) -> NDArray[np.uint64]:
-    """(chunks, 2) offsets and lengths, checked against the checksum and the size of the file; DataError begins with `where`."""
+    """(chunks, 2) offsets and lengths, checked; DataError begins with `where`."""
     body, checksum = tail[:-_CRC_BYTES], int.from_bytes(tail[-_CRC_BYTES:], "little")
     if google_crc32c.value(body) != checksum:
-        raise DataError(f"{where}: the shard index has a wrong checksum; the file is damaged, restore it or ingest again")
+        raise DataError(f"{where}: the shard index has a wrong checksum; restore the file or ingest again")
     chunks_c2 = np.frombuffer(body, dtype="<u8").reshape(-1, 2)
     written = chunks_c2[chunks_c2[:, 0] != MISSING]
     if len(written) and int(written.sum(axis=1).max()) > file_bytes - len(tail):

@@ -2,7 +2,8 @@
 
 Shard files are mapped into memory and only the blosc blocks that hold the range are decoded.  That needs
 `blosc_getitem`, which numcodecs' shared library exports although numcodecs has no function for it; where it is not
-exported, whole inner chunks are decoded and the range copied.
+exported, whole inner chunks are decoded and the range copied.  A finished store is never changed; who truncates a file
+under a running reader ends that process.
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numcodecs import blosc
-from numpy.typing import NDArray
 
 from unicoord_atlas.errors import DataError
 
+from .array_reader import Part
 from .shard_file import MISSING, read_index
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 _HEADER = np.dtype(
     [
@@ -35,15 +40,6 @@ _HEADER = np.dtype(
 )
 _STORED_PLAIN = 0x2
 _GetItem = Callable[[int, int, int, int], int]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A range within one inner chunk, and where it goes."""
-
-    chunk: int
-    start: int
-    out: NDArray[np.generic]
 
 
 class ShardReader:
@@ -110,12 +106,21 @@ class ShardReader:
         encoded = file[offset : offset + length]
         header = encoded[: _HEADER.itemsize].view(_HEADER)[0]
         nbytes, blocksize = int(header["nbytes"]), int(header["blocksize"])
-        if (nbytes, header["typesize"], header["cbytes"]) != (self._inner_chunk * self._dtype.itemsize, self._dtype.itemsize, length):
+        if (nbytes, header["typesize"], header["cbytes"]) != (
+            self._inner_chunk * self._dtype.itemsize,
+            self._dtype.itemsize,
+            length,
+        ):
             raise self._damaged(chunk)
         if not header["flags"] & _STORED_PLAIN:
             num_blocks = -(-nbytes // blocksize) if blocksize else 0
             table = encoded[_HEADER.itemsize : _HEADER.itemsize + 4 * num_blocks].view("<u4")
-            if num_blocks == 0 or len(table) < num_blocks or int(table.min()) < 16 + 4 * num_blocks or int(table.max()) >= length:
+            if (
+                num_blocks == 0
+                or len(table) < num_blocks
+                or int(table.min()) < 16 + 4 * num_blocks
+                or int(table.max()) >= length
+            ):
                 raise self._damaged(chunk)
         return encoded
 
@@ -133,7 +138,7 @@ class ShardReader:
 
 @cache
 def _blosc_get_item() -> _GetItem | None:
-    """`blosc_getitem` of numcodecs' library: (encoded, first item, items, destination) -> bytes or a negative number."""
+    """`blosc_getitem` of numcodecs' library: (encoded, first item, items, destination) -> bytes, or below 0."""
     try:
         function = ctypes.CDLL(blosc.__file__).blosc_getitem
     except (OSError, AttributeError):

@@ -45,7 +45,7 @@ class CellSource(Protocol):
 
     @property
     def obs(self) -> pd.DataFrame:
-        """Cells; index = names; text columns are categorical."""
+        """Cells; index = names; text columns are categorical.  Read from the file each time: it can be large."""
         ...
 
     def cuts(self, rows_per_block: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
@@ -78,9 +78,9 @@ class FileSource:
         """Genes of the chosen matrix; index = names."""
         return self._file.var(self.matrix)
 
-    @cached_property
+    @property
     def obs(self) -> pd.DataFrame:
-        """Cells; index = names; text columns are categorical."""
+        """Cells; index = names; text columns are categorical.  Read from the file each time: it can be large."""
         table = self._file.obs()
         if len(table) != self.n_obs:
             raise DataError(f"{self.path}: {self.matrix} has {self.n_obs} rows, but obs {len(table)} cells")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     import pandas as pd
+    from numpy.typing import NDArray
 
     from unicoord_atlas.normalization import Normalization
     from unicoord_atlas.schema import AtlasSchema
@@ -22,8 +23,8 @@ class CsrRows:
     """Rows of X as stored, perhaps in buffers that the next read uses again."""
 
     indptr: NDArray[np.int64]
-    indices: NDArray[np.unsignedinteger | np.signedinteger]
-    data: NDArray[np.unsignedinteger | np.floating]
+    indices: NDArray[np.integer]
+    data: NDArray[np.number]
 
 
 class CsrBuffer:
@@ -32,7 +33,7 @@ class CsrBuffer:
     def __init__(self) -> None:
         self._memory: dict[str, NDArray[np.uint8]] = {}
 
-    def array(self, name: str, length: int, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+    def array(self, name: str, length: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         """An array of this length whose content is whatever was read last; grows when it must."""
         needed = length * dtype.itemsize
         if name not in self._memory or len(self._memory[name]) < needed:

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unicoord_atlas.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -34,7 +39,7 @@ INNER_CHUNK = 262_144
 CHUNKS_PER_SHARD = 256
 """A shard holds 2**26 entries: 128 MiB of uint16 before compression."""
 INDPTR_CHUNK = 131_072
-BLOSC_CNAME = "lz4"
+BLOSC_CNAME: Final = "lz4"
 """Reads fastest, with shuffle; zstd would halve the speed to save a quarter of the bytes."""
 BLOSC_LEVEL = 5
 BLOSC_BLOCKSIZE = 32_768
@@ -105,3 +110,29 @@ def rows_of_entries(indptr: NDArray[np.int64], start: int, stop: int) -> tuple[i
     first = int(np.searchsorted(indptr, start, side="right")) - 1
     past = int(np.searchsorted(indptr, stop, side="left"))
     return first, max(past, first)
+
+
+def read_layout(group: Any, where: str) -> MatrixLayout:
+    """How X of an opened store lies on disk."""
+    try:
+        data, indptr = group[DATA], group[INDPTR]
+        num_genes = int(group["X"].attrs["shape"][1])
+        inner_chunk = data.chunks[0]
+        shard = data.shards[0] if data.shards else inner_chunk
+    except (KeyError, TypeError, IndexError) as error:
+        raise DataError(
+            f"{where}: X is not a CSR matrix ({error}); was the store written by `unicoord-atlas ingest`?"
+        ) from error
+    layout = MatrixLayout(np.asarray(indptr[:], np.int64), num_genes, data.dtype, inner_chunk, shard // inner_chunk)
+    if layout.num_entries != data.shape[0]:
+        raise DataError(f"{where}: {INDPTR} ends at {layout.num_entries}, but {DATA} has {data.shape[0]} entries")
+    return layout
+
+
+def name_shard(path: Path, layout: MatrixLayout, name: str) -> str:
+    """A file of a store as messages call it: its path, and the rows it holds if it is a shard of X."""
+    array, _, shard = name.partition("/c/")
+    if array not in (DATA, INDICES) or not shard.isdigit():
+        return f"{path}/{name}"
+    start, stop = layout.rows_of_shard(int(shard))
+    return f"{path}/{name} (shard {shard}, rows {start}:{stop})"

@@ -10,27 +10,31 @@ import os
 import warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 import anndata
 import numpy as np
-import pandas as pd
 import zarr
 from numcodecs import blosc
-from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from unicoord_atlas.errors import DataError
-from unicoord_atlas.loaders import zarr_layout as names
-from unicoord_atlas.loaders.shard_file import MISSING, encode_index, read_index
-from unicoord_atlas.loaders.zarr_layout import MatrixLayout
-from unicoord_atlas.normalization import Normalization
-from unicoord_atlas.schema import AtlasSchema
+
+from . import zarr_layout as names
+from .shard_file import MISSING, encode_index, read_index
 
 if TYPE_CHECKING:
-    from unicoord_atlas.loaders.sources import CsrBlock
+    from pathlib import Path
+    from types import TracebackType
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from unicoord_atlas.normalization import Normalization
+    from unicoord_atlas.schema import AtlasSchema
+
+    from .sources import CsrBlock
+    from .zarr_layout import MatrixLayout
 
 _EMPTY = ("obsm", "obsp", "varm", "varp", "layers")
 
@@ -57,7 +61,9 @@ class AtlasWriter:
             first_shard += 1
         self._layout = layout
         self._next_entry = layout.entries_of_shard(first_shard)[0]
-        self._stop_entry = layout.entries_of_shard(stop_shard)[0] if stop_shard < layout.num_shards else layout.num_entries
+        self._stop_entry = (
+            layout.entries_of_shard(stop_shard)[0] if stop_shard < layout.num_shards else layout.num_entries
+        )
         self.next_row, self.stop_row = names.rows_of_entries(layout.indptr, self._next_entry, self._stop_entry)
         self._pool = ThreadPoolExecutor(threads)
         self._data = _ShardStream(out / names.DATA, layout, layout.data_dtype, first_shard, self._pool, threads)
@@ -69,7 +75,9 @@ class AtlasWriter:
         first_entry = int(self._layout.indptr[self.next_row])
         expected = self._layout.indptr[self.next_row : stop + 1] - first_entry
         if not np.array_equal(block.indptr[: len(expected)] - block.indptr[0], expected):
-            raise DataError(f"rows {self.next_row}:{stop} differ from what the first pass counted; did a source change meanwhile?")
+            raise DataError(
+                f"rows {self.next_row}:{stop} differ from what the first pass counted; did a source change meanwhile?"
+            )
         skip = self._next_entry - first_entry
         take = min(int(expected[-1]), self._stop_entry - first_entry)
         entries = slice(int(block.indptr[0]) + skip, int(block.indptr[0]) + take)
@@ -89,18 +97,28 @@ class AtlasWriter:
     def __enter__(self) -> AtlasWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
             self._pool.shutdown(cancel_futures=True)
+            self._data.abandon()
+            self._indices.abandon()
 
 
 class _ShardStream:
     """The entries of one array, cut into inner chunks, encoded in the pool, appended to shard files in order."""
 
     def __init__(
-        self, array: Path, layout: MatrixLayout, dtype: np.dtype[np.generic], first_shard: int, pool: ThreadPoolExecutor, ahead: int
+        self,
+        array: Path,
+        layout: MatrixLayout,
+        dtype: np.dtype[np.generic],
+        first_shard: int,
+        pool: ThreadPoolExecutor,
+        ahead: int,
     ) -> None:
         self._folder = array / "c"
         self._layout = layout
@@ -129,6 +147,11 @@ class _ShardStream:
         if self._filled:
             self._encode()
         self._end_shard()
+
+    def abandon(self) -> None:
+        """Leave an unfinished shard as it is; the next writer begins it anew."""
+        if self._file is not None:
+            self._file.close()
 
     def _encode(self) -> None:
         self._encoding.append(self._pool.submit(_encoded, self._chunk))
@@ -176,8 +199,10 @@ def _encoded(chunk: NDArray[np.generic]) -> bytes:
 
 
 def _narrowed(data: NDArray[np.generic], dtype: np.dtype[np.generic], start: int, stop: int) -> NDArray[np.generic]:
-    if dtype.kind == "u" and len(data) and not 0 <= data.min() <= data.max() <= np.iinfo(dtype).max:
-        raise DataError(f"rows {start}:{stop} hold {data.max()}, which the first pass did not see; did a source change meanwhile?")
+    if dtype.kind == "u" and len(data) and not 0 <= data.min() <= data.max() <= 2 ** (8 * dtype.itemsize) - 1:
+        raise DataError(
+            f"rows {start}:{stop} hold {data.max()}, which the first pass did not see; did a source change meanwhile?"
+        )
     return data.astype(dtype, copy=False)
 
 
@@ -206,7 +231,9 @@ def create_matrix(out: Path, layout: MatrixLayout) -> None:
     """Metadata of the group and of X, and X/indptr; does nothing where they are."""
     if (out / names.INDPTR / "c").exists():
         return
-    root = zarr.open_group(out, mode="a", zarr_format=3, attributes={"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    root = zarr.open_group(
+        out, mode="a", zarr_format=3, attributes={"encoding-type": "anndata", "encoding-version": "0.1.0"}
+    )
     matrix = root.require_group("X")
     matrix.attrs.update(
         {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [layout.num_rows, layout.num_genes]}
@@ -226,7 +253,12 @@ def create_matrix(out: Path, layout: MatrixLayout) -> None:
 
 
 def finish_store(
-    out: Path, layout: MatrixLayout, obs: pd.DataFrame, var: pd.DataFrame, schema: AtlasSchema, normalization: Normalization
+    out: Path,
+    layout: MatrixLayout,
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    schema: AtlasSchema,
+    normalization: Normalization,
 ) -> None:
     """Write obs, var and uns once all shards are there, and consolidate the metadata; the manifest is the job's."""
     for shard in range(layout.num_shards):
@@ -234,11 +266,14 @@ def finish_store(
             start, stop = layout.rows_of_shard(shard)
             raise DataError(f"{out}: shard {shard} (rows {start}:{stop}) was not written")
     facts = {name.removesuffix("_g"): getattr(normalization, name) for name in normalization.__dataclass_fields__}
-    uns = {names.UNS: {names.SCHEMA: schema.to_json(), names.NORMALIZATION: facts}}
+    # As an array of one text: zarr takes 500 bytes of memory a character to write a scalar one.
+    uns = {names.UNS: {names.SCHEMA: np.array([schema.to_json()], object), names.NORMALIZATION: facts}}
     root = zarr.open_group(out, mode="a", zarr_format=3)
     with anndata.settings.override(auto_shard_zarr_v3=False), warnings.catch_warnings():
         for key, element in {"obs": obs, "var": var, "uns": uns, **{key: {} for key in _EMPTY}}.items():
             anndata.io.write_elem(root, key, element)
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")  # anndata writes it likewise
-        warnings.filterwarnings("ignore", "Object at .*json is not recognized")  # the job's record lies beside the groups
+        warnings.filterwarnings(
+            "ignore", "Object at .*json is not recognized"
+        )  # the job's record lies beside the groups
         zarr.consolidate_metadata(root.store)

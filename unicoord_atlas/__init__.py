@@ -1,1 +1,34 @@
-"""Learn, store and serve a coordinate system for single-cell atlases."""
+"""Learn a coordinate system of cells from whole atlases.
+
+    from . import JointVAE, ReferenceModel, AtlasSchema, RunConfig, fit
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+    from .memory import fit
+    from .model.joint_vae import JointVAE
+    from .reference import ReferenceModel
+    from .schema import AtlasSchema
+
+__all__ = ["AtlasSchema", "JointVAE", "ReferenceModel", "RunConfig", "__version__", "fit"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AtlasSchema": "schema",
+    "JointVAE": "model.joint_vae",
+    "ReferenceModel": "reference",
+    "RunConfig": "config",
+    "fit": "memory",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch alone takes over a second, and `unicoord-atlas --help` needs none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

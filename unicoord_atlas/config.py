@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from unicoord_atlas.errors import ConfigError
+from .errors import ConfigError
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -78,6 +78,9 @@ class AugmentConfig(_Section):
 
     thinning: Share = Field(
         0.5, description="* keep probability ~ U(1 - thinning, 1) per cell on the encoder's raw counts; target unthinned"
+    )
+    gene_dropout: Share = Field(
+        0.0, description="* share ~ U(0, gene_dropout) per cell of genes hidden from the encoder: a query lacks genes, too"
     )
 
 

@@ -8,6 +8,13 @@
 Each message names the file or key, the value got, and what to do.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 class UnicoordError(ValueError):
     """Base of all errors that a user can mend."""
@@ -31,3 +38,11 @@ class ConfigError(UnicoordError):
     """A setting has an unknown name or a bad value."""
 
     exit_code = 78
+
+
+class AlreadyDone(Exception):
+    """The output is there, finished, from the same inputs and settings: nothing to do."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(f"{out} is finished already, from the same inputs and settings")
+        self.out = out

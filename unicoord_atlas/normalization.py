@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unicoord_atlas.batch import SparseRows
-from unicoord_atlas.errors import DataError
+from .batch import SparseRows
+from .errors import DataError
 
 TARGET_SUM = 1e4
 MAX_FRACTION = 0.05

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from unicoord_atlas.errors import DataError, UsageError
+from .errors import DataError, UsageError
 
 FORMAT_VERSION = 1
 UNLABELLED = -1

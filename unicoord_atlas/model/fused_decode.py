@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from unicoord_atlas.model.sparse_input import GeneOrder
+from .sparse_input import GeneOrder
 
 ReluGradient = Literal["y_or_x", "y"]
 

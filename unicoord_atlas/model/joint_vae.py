@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from unicoord_atlas.batch import MiniBatch, SparseRows
 from unicoord_atlas.config import ModelConfig
-from unicoord_atlas.model.fused_decode import (
+from .fused_decode import (
     DecodeOptions,
     Target,
     fused_decode_error,
     partly_measured,
     tile_size,
 )
-from unicoord_atlas.model.latent import LatentSpec, Posterior
-from unicoord_atlas.model.noise import Noise, Purpose, thin, to_uniform
-from unicoord_atlas.model.sparse_input import GeneOrder, SparseLinear
+from .latent import LatentSpec, Posterior
+from .noise import Noise, Purpose, thin, to_uniform
+from .sparse_input import GeneOrder, SparseLinear
 from unicoord_atlas.normalization import TARGET_SUM, log_normalize
 
 
@@ -36,10 +36,13 @@ class NetworkSpec(BaseModel):
     model: ModelConfig
     temperature: float = 0.67
     thinning: float = 0.0
+    gene_dropout: float = 0.0
     target_sum: float = TARGET_SUM
     log_input: bool = False
     num_sources: int = 0
     """Sources whose unmeasured genes are masked; 0 = no mask."""
+    num_atlas_genes: int = 0
+    """Columns of the counts it is given, if it looks at some of them only; 0 = it takes all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class JointVAE(nn.Module):
     """Joint variational autoencoder over discrete and continuous latent dimensions."""
 
     measured_sg: Tensor
+    own_index_g: Tensor
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
@@ -70,32 +74,48 @@ class JointVAE(nn.Module):
         self.decoder = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((latent.width, *reversed(hidden))))
         self.output_layer = nn.Linear(hidden[0], spec.num_genes)
         self.register_buffer("measured_sg", torch.ones((spec.num_sources, spec.num_genes), dtype=torch.bool))
+        self.register_buffer("own_index_g", torch.arange(spec.num_atlas_genes))
         self.compute_dtype = torch.float32
         """Of the matrix products over genes; weights stay float32."""
         self._partly_measured: tuple[bool, ...] | None = None
 
-    def start_from(self, mean_profile_g: Tensor | None, measured_sg: Tensor | None) -> None:
-        """Set the output bias to the training cells' mean profile, and what each source measured."""
+    def start_from(self, mean_profile_g: Tensor | None, measured_sg: Tensor | None, own_genes: Tensor | None) -> None:
+        """Set the output bias to the training cells' mean profile, what each source measured, and which genes are used.
+
+        The first two over the model's own genes; `own_genes` are ascending indices of atlas genes.
+        """
         if mean_profile_g is not None:
             with torch.no_grad():
                 self.output_layer.bias.copy_(mean_profile_g)
         if measured_sg is not None:
             self.measured_sg.copy_(measured_sg)
+        if own_genes is not None:
+            self.own_index_g.fill_(-1)
+            self.own_index_g[own_genes] = torch.arange(len(own_genes))
+
+    def own_counts(self, batch: MiniBatch) -> SparseRows:
+        """Counts of the genes that the model looks at."""
+        return batch.counts.select(self.own_index_g, self.spec.num_genes) if self.spec.num_atlas_genes else batch.counts
 
     def normalized(self, batch: MiniBatch) -> SparseRows:
         """Log-normalized cells."""
-        return log_normalize(batch.counts, batch.size_factors_n, self.spec.target_sum, self.spec.log_input)
+        return log_normalize(self.own_counts(batch), batch.size_factors_n, self.spec.target_sum, self.spec.log_input)
 
-    def thinned(self, batch: MiniBatch, noise: Noise) -> SparseRows:
-        """Log-normalized cells with a random share of each cell's molecules: another sequencing depth.
+    def augmented(self, batch: MiniBatch, noise: Noise) -> SparseRows:
+        """Log-normalized cells as another experiment might have seen them: fewer molecules, fewer genes.
 
-        A kept share leaves count / size factor as it was on average, so the size factor is thinned by the same share.
+        The size factor is thinned by the share of molecules kept, so that count / size factor stays as it was on
+        average; a hidden gene leaves it as it is, as the query rule does for genes that a query lacks.
         """
-        counts = batch.counts
+        counts = self.own_counts(batch)
         row_of_entry_z = counts.row_of_entry()
         keep_n = 1 - self.spec.thinning * noise.uniform(Purpose.THINNING_SHARE, 1)[:, 0]
         bits_z = noise.entry_bits(Purpose.THINNING, row_of_entry_z, counts.indices)
         data_z = thin(counts.data.to(torch.float32), keep_n[row_of_entry_z], bits_z)
+        if self.spec.gene_dropout > 0:
+            hidden_n = self.spec.gene_dropout * noise.uniform(Purpose.GENE_SHARE, 1)[:, 0]
+            draws_z = to_uniform(noise.entry_bits(Purpose.GENE_DROPOUT, row_of_entry_z, counts.indices))
+            data_z = data_z * (draws_z >= hidden_n[row_of_entry_z])
         return log_normalize(replace(counts, data=data_z), batch.size_factors_n * keep_n, self.spec.target_sum)
 
     def encode(self, rows: SparseRows, order: GeneOrder | None = None, noise: Noise | None = None) -> Posterior:
@@ -145,7 +165,8 @@ class JointVAE(nn.Module):
         """
         rows = self.normalized(batch)
         order = GeneOrder.of(rows)
-        seen = self.thinned(batch, noise) if noise is not None and self.spec.thinning > 0 else rows
+        changed = noise is not None and max(self.spec.thinning, self.spec.gene_dropout) > 0
+        seen = self.augmented(batch, noise) if noise is not None and changed else rows
         posterior = self.encode(seen, order if torch.is_grad_enabled() else None, noise)
         latent_nw = posterior.mode() if noise is None else posterior.sample(noise, self.spec.temperature)
         shares_n = batch.weights_n / batch.weights_n.sum()

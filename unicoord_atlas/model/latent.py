@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 
 from unicoord_atlas.errors import ConfigError
-from unicoord_atlas.model.noise import Noise, Purpose
+from .noise import Noise, Purpose
 
 
 class DiscreteLatent(BaseModel):

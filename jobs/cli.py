@@ -1,0 +1,249 @@
+"""unicoord-atlas: the command line.  Each command imports its job when it runs, so that --help is quick."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from unicoord_atlas.errors import AlreadyDone, UnicoordError, UsageError
+
+_TYPER_USAGE = 2
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Learn a coordinate system of cells from whole atlases; map, annotate and generate cells with it.",
+    epilog="Typical order: ingest, train, export-latents, export-reference, map-query.  Exit codes: 0 done, 64 usage, "
+    "65 bad data, 78 bad config, 130/143 interrupted/terminated, 1 anything else.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+Out = Annotated[Path, typer.Option(help="What to write; it appears under this name only when it is finished.")]
+
+
+def _finish(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+
+
+@app.command()
+def ingest(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=".h5ad, 10x .h5 or AnnData .zarr: files, folders, globs.")],
+    out: Annotated[Path | None, typer.Option(help="The atlas store to make.", metavar="STORE")] = None,
+    label: Annotated[str, typer.Option(help="obs columns that are labels, comma-separated.", metavar="cell_type,dataset")] = "",
+    label_map: Annotated[Path | None, typer.Option(help="CSV with source,column,label and the label columns to fill.", metavar="CSV")] = None,
+    genes: Annotated[str, typer.Option(help="union, intersection, or a file with the genes in their order.", metavar="FILE|union|intersection")] = "union",
+    gene_key: Annotated[Literal["symbol", "ensembl"] | None, typer.Option(help="symbol or ensembl; guessed if not given.")] = None,
+    gene_table: Annotated[Path | None, typer.Option(help="Ensembl ids and symbols, tab-separated.", metavar="TSV")] = None,
+    input: Annotated[Literal["counts", "lognorm"], typer.Option(help="counts, or lognorm for log1p of normalized counts.")] = "counts",
+    layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer; chosen if not given.")] = None,
+    unlabelled: Annotated[str, typer.Option(help="Further words that mean 'no label', comma-separated.")] = "",
+    allow_missing_labels: Annotated[bool, typer.Option(help="Cells of a source without a label column are unlabelled.")] = False,
+    min_cells: Annotated[int, typer.Option(help="A gene is left out of size factors if highly expressed in so many cells; 1 = scanpy.")] = 1,
+    dry_run: Annotated[bool, typer.Option(help="Print all facts and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn files of cells into one atlas store: raw counts, frozen normalization, labels."""
+    from .ingest import IngestOptions, run
+
+    options = IngestOptions(
+        sources=sources,
+        out=out,
+        labels=_listed(label),
+        label_map=label_map,
+        unlabelled=_listed(unlabelled),
+        allow_missing_labels=allow_missing_labels,
+        genes=genes,
+        gene_key=gene_key,
+        gene_table=gene_table,
+        input=input,
+        layer=layer,
+        min_cells=min_cells,
+        dry_run=dry_run,
+    )
+    _finish(run(options), as_json)
+
+
+@app.command()
+def info(path: Annotated[Path, typer.Argument(help="An atlas store, or any input file.")], as_json: Json = False) -> None:
+    """Say what a store or a file holds: cells, genes, matrices, candidate label columns."""
+    from .info import run
+
+    _finish(run(path), as_json)
+
+
+@app.command()
+def check(path: Annotated[Path, typer.Argument(help="Any finished output directory.")], as_json: Json = False) -> None:
+    """Verify a finished output against its manifest: every file, size and checksum."""
+    from .check import run
+
+    _finish(run(path), as_json)
+
+
+@app.command()
+def config(default: Annotated[bool, typer.Option("--default", help="Print the default settings, commented.")] = False) -> None:
+    """Print settings as TOML."""
+    from unicoord_atlas.config import RunConfig
+
+    if not default:
+        raise UsageError("config: say --default to print the default settings")
+    print(RunConfig().to_toml(comments=True), end="")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has: versions, devices, bf16, memory, disk."""
+    from .doctor import run
+
+    _finish(run(), as_json)
+
+
+@app.command()
+def train(
+    store: Annotated[Path, typer.Argument(help="The atlas store to train on.")],
+    out: Annotated[Path, typer.Option(help="Run directory; an unfinished run of the same settings goes on.", metavar="RUN")],
+    config: Annotated[Path | None, typer.Option(help="Settings; see `config --default`.", metavar="TOML")] = None,
+    discrete: Annotated[str | None, typer.Option(help="Label columns to supervise.", metavar="cell_type,dataset")] = None,
+    continuous: Annotated[str | None, typer.Option(help="Numeric columns to supervise.", metavar="time")] = None,
+    hierarchy: Annotated[str | None, typer.Option(help="Parent and child column.", metavar='"cell_class > cell_type"')] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training cells.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, split, order and noise.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    set: Annotated[list[str] | None, typer.Option("--set", help="Any setting: section.key=value.", metavar="A.B=C")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the joint-VAE on an atlas store."""
+    from unicoord_atlas.config import RunConfig
+
+    given = {
+        "latent.discrete": _listed(discrete) if discrete is not None else None,
+        "latent.continuous": _listed(continuous) if continuous is not None else None,
+        "latent.hierarchy": [hierarchy] if hierarchy is not None else None,
+        "train.epochs": epochs,
+        "train.seed": seed,
+        "train.device": device,
+    }
+    options = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    settings = RunConfig.load(config, [*options, *(set or [])])
+    from .train import TrainOptions, run
+
+    _finish(run(TrainOptions(store, out, settings)), as_json)
+
+
+@app.command("export-latents")
+def export_latents(
+    store: Annotated[Path, typer.Argument(help="The atlas store.")],
+    run: Annotated[Path, typer.Option(help="A finished run directory.")],
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """Write the coordinates of all cells of an atlas: AnnData Zarr and parquet."""
+    from . import export_latents as job
+
+    _finish(job.run(job.ExportLatentsOptions(store, run, out)), as_json)
+
+
+@app.command("export-reference")
+def export_reference(
+    run: Annotated[Path, typer.Option(help="A finished run directory.")],
+    out: Out,
+    latents: Annotated[Path | None, typer.Option(help="Bundle these coordinates of the atlas's cells.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a reference model to share: safetensors, JSON, model card."""
+    from . import export_reference as job
+
+    _finish(job.run(job.ExportReferenceOptions(run, out, latents)), as_json)
+
+
+@app.command("map-query")
+def map_query(
+    query: Annotated[Path, typer.Argument(help=".h5ad, 10x .h5 or AnnData .zarr with raw counts.")],
+    reference: Annotated[Path, typer.Option(help="A reference directory.")],
+    out: Out,
+    probabilities: Annotated[bool, typer.Option(help="Write the probability of every class to obsm.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write obs, with the predictions, as CSV too.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Map new cells onto a reference: coordinates, labels, confidence."""
+    from . import map_query as job
+
+    _finish(job.run(job.MapQueryOptions(query, reference, out, probabilities, csv, layer)), as_json)
+
+
+@app.command()
+def generate(
+    cells: Annotated[Path, typer.Argument(help="Cells to start from: .h5ad, 10x .h5, .zarr.")],
+    reference: Annotated[Path, typer.Option(help="A reference directory.")],
+    out: Out,
+    set_label: Annotated[list[str] | None, typer.Option(help="Set a discrete coordinate.", metavar='cell_type="CD8 T"')] = None,
+    set_value: Annotated[list[str] | None, typer.Option(help="Set a continuous coordinate.", metavar="time=300")] = None,
+    layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Reconfigure cells: set coordinates, decode, and write the cells that the model makes of it."""
+    from . import generate as job
+
+    options = job.GenerateOptions(cells, reference, out, _pairs(set_label, "--set-label"), _pairs(set_value, "--set-value"), layer)
+    _finish(job.run(options), as_json)
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder for all that the demo makes.")] = Path("demo"), as_json: Json = False) -> None:
+    """Run the main job on 700 real blood cells that need no download: about two minutes."""
+    from .demo import run
+
+    _finish(run(out), as_json)
+
+
+def _listed(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    pairs = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"{option} {text!r}: write it as name=value")
+        pairs[name.strip()] = value.strip().strip('"')
+    return pairs
+
+
+def main() -> None:
+    """Entry point: runs a command and turns errors into one line and an exit code."""
+    sys.exit(run_command(app))
+
+
+def run_command(command: Callable[[], Any]) -> int:
+    """Exit code of a command; a user's error is one line on stderr, anything else keeps its traceback."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        command()
+    except UnicoordError as error:
+        print(f"unicoord-atlas: {error}", file=sys.stderr)
+        return error.exit_code
+    except AlreadyDone as done:
+        print(f"unicoord-atlas: {done}", file=sys.stderr)
+    except SystemExit as stop:  # typer ends every command so; 2 is its code for usage
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return UsageError.exit_code if code == _TYPER_USAGE else code
+    return 0
+
+
+def _terminated(number: int, _frame: Any) -> None:
+    print("unicoord-atlas: terminated", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""doctor: what this machine has."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from unicoord_atlas.training.precision import bf16_speedup
+
+_PACKAGES = ("unicoord-atlas", "torch", "zarr", "anndata", "accelerate", "tiledbsoma", "dask", "numpy")
+
+
+def run() -> dict[str, Any]:
+    """Print and return versions, devices, bf16, memory and disk."""
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cpu_bf16_speedup": round(bf16_speedup(), 2),
+        "free_disk_gib": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
+    }
+    console = Console(stderr=True)
+    for name, value in facts.items():
+        console.print(f"{name}: {value}", highlight=False)
+    return facts
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

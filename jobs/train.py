@@ -1,0 +1,179 @@
+"""train: an atlas to a run directory with checkpoints, metrics and a finished model."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from accelerate import Accelerator
+
+from unicoord_atlas.config import RunConfig
+from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.loaders.plan import Partition
+from unicoord_atlas.loaders.store import CellStore, open_store
+from unicoord_atlas.loaders.stream import CellStream
+from unicoord_atlas.training.assembly import build_model, build_objective, mean_profile, num_epochs, own_genes
+from unicoord_atlas.training.checkpoint import Progress, load_weights, pointed, read_json, write_json
+from unicoord_atlas.training.estimate import estimate
+from unicoord_atlas.training.finish import finished_model
+from unicoord_atlas.training.loop import Stopped, Training, run_training
+from unicoord_atlas.training.precision import choose_device, choose_precision
+from unicoord_atlas.training.preparation import Preparation, prepare
+
+from .workdir import finished_directory
+
+VALIDATION_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `unicoord-atlas train` is asked to do."""
+
+    store: Path
+    out: Path
+    config: RunConfig
+
+
+def run(options: TrainOptions) -> dict[str, Any]:
+    """Train, or go on training, and leave RUN/model: the best checkpoint, calibrated."""
+    store, config = open_store(options.store), options.config
+    _claim(options, store)
+    prepared = prepare_store(store, config)
+    _say_preparation(prepared, options)
+    run = _assemble(options, store, prepared)
+    _say(estimate(run, options.config.stream.memory_bytes))
+    try:
+        progress = run_training(run)
+    except Stopped as stopped:
+        if stopped.exit_code == 128 + signal.SIGINT and (options.out / "checkpoints" / "best.json").exists():
+            _finish(options, store, prepared, run)
+            _say(f"{options.out}/model holds the best epoch so far")
+        raise
+    metrics = _finish(options, store, prepared, run)
+    return _summary(options, progress, metrics)
+
+
+def prepare_store(store: CellStore, config: RunConfig) -> Preparation:
+    """Split, labels and per-cell columns of a store under a run's settings."""
+    latent = config.latent
+    tables = {name.removeprefix("obsm:"): _table(store, name) for name in latent.continuous if name.startswith("obsm:")}
+    return prepare(config, store.schema, store.obs(), store.size_factors, tables)
+
+
+def _table(store: CellStore, name: str) -> pd.DataFrame:
+    key = name.removeprefix("obsm:")
+    table = store.obsm(key)
+    return table if isinstance(table, pd.DataFrame) else pd.DataFrame(table, columns=[f"{key}_{i}" for i in range(table.shape[1])])
+
+
+def _claim(options: TrainOptions, store: CellStore) -> None:
+    """Make the run directory, or see that it is this very run's."""
+    facts = {"atlas": Path(store.uri).name, "fingerprint": store.fingerprint, "settings": options.config.model_dump(mode="json")}
+    known = options.out / "run.json"
+    if known.exists():
+        differs = [key for key, value in facts.items() if read_json(known).get(key) != value]
+        if differs:
+            raise DataError(f"{options.out} is another run ({', '.join(differs)} differ); choose another --out, or remove it to start anew")
+        return
+    if options.out.exists() and any(options.out.iterdir()):
+        raise DataError(f"{options.out} exists and is no run of unicoord-atlas; choose another --out")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "run.toml").write_text(options.config.to_toml(), encoding="utf-8")
+    write_json(known, facts)
+
+
+def _listed_genes(config: RunConfig, store: CellStore) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    if config.data.genes in ("all", "highly_variable"):
+        return None
+    path = Path(config.data.genes)
+    if not path.exists():
+        raise UsageError(f"data.genes = {config.data.genes!r}: all, highly_variable, or a file with a gene a line; there is no such file")
+    wanted = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()}
+    found = np.array([i for i, gene in enumerate(store.schema.genes) if gene in wanted], np.int64)
+    if not len(found):
+        raise DataError(f"{path}: none of its genes is in {store.uri}; it wants one gene a line, like {store.schema.genes[0]}")
+    return found
+
+
+def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation) -> Training:
+    config = options.config
+    device = choose_device(config.train)
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    partition = Partition(accelerator.process_index, accelerator.num_processes)
+    training = CellStream(
+        store,
+        prepared.columns,
+        batch_size=min(config.train.batch_size, len(prepared.training_rows)),
+        seed=config.train.seed,
+        rows=prepared.training_rows,
+        window_cells=config.stream.window_cells,
+        memory_bytes=config.stream.memory_bytes,
+        partition=partition,
+        drop_last=True,
+    )
+    genes = own_genes(config, store.schema, store.normalization, _listed_genes(config, store))
+    profile = mean_profile(training, store.schema.measured_sg(), store.normalization) if config.model.output_bias == "mean" else None
+    model = build_model(config, store.schema, store.normalization, prepared, genes, profile).to(accelerator.device)
+    model.compute_dtype = choose_precision(config.train, accelerator.device)
+    return Training(
+        model,
+        build_objective(config, model, prepared, accelerator.device),
+        training,
+        _in_order(store, prepared, prepared.validation_rows) if len(prepared.validation_rows) else None,
+        config.train,
+        num_epochs(config, len(prepared.training_rows)),
+        options.out,
+        accelerator,
+    )
+
+
+def _in_order(store: CellStore, prepared: Preparation, rows: np.ndarray[Any, np.dtype[np.int64]]) -> CellStream:
+    return CellStream(store, prepared.columns, batch_size=VALIDATION_BATCH, order="stored", rows=rows)
+
+
+def _finish(options: TrainOptions, store: CellStore, prepared: Preparation, run: Training) -> dict[str, float]:
+    """Write RUN/model from the best checkpoint."""
+    load_weights(pointed(options.out / "checkpoints", "best"), run.model, run.accelerator.device)
+    sample = prepared.training_rows[:: max(len(prepared.training_rows) // 20_000, 1)]
+    checked = _in_order(store, prepared, prepared.validation_rows) if len(prepared.validation_rows) else ()
+    reference = finished_model(
+        run.model, options.config, prepared, store.schema, store.normalization, _in_order(store, prepared, sample), checked
+    )
+    folder = options.out / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    with finished_directory(folder, [Path(store.uri)], options.config.model_dump(mode="json")) as partial:
+        reference.save(partial)
+    return dict(reference.config.metrics)
+
+
+def _say_preparation(prepared: Preparation, options: TrainOptions) -> None:
+    _say(f"{len(prepared.training_rows):,} training cells, {len(prepared.validation_rows):,} for validation")
+    for label in prepared.labels:
+        _say(f"  {label.name}: {len(label.categories)} classes, {sum(label.counts):,} labelled training cells")
+        if label.folded:
+            rare = ", ".join(f"{name} ({count})" for name, count in label.folded.items())
+            _say(f"  {label.name}: folded into 'other' (under data.min_cells = {options.config.data.min_cells} cells): {rare}")
+
+
+def _summary(options: TrainOptions, progress: Progress, metrics: dict[str, float]) -> dict[str, Any]:
+    for name, value in metrics.items():
+        _say(f"  {name}: {value:,.4f}")
+    return {
+        "run": str(options.out),
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "steps": progress.step,
+        "training_seconds": round(progress.seconds, 1),
+        "metrics": metrics,
+    }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+

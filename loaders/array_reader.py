@@ -1,0 +1,65 @@
+"""Entries of one array through zarr-python: for codecs that `shard_reader` does not know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+_OURS = {"codecs": ["bytes", "blosc"], "index_codecs": ["bytes", "crc32c"], "index_location": "end"}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A range that is decoded in one piece, and where it goes."""
+
+    chunk: int
+    """Inner chunk that it lies in."""
+    start: int
+    """First entry, counted from the start of the chunk."""
+    out: NDArray[Any]
+
+
+class EntryReader(Protocol):
+    """Reads entries of one array; any number of threads may call `decode` at a time."""
+
+    def parts(self, spans: NDArray[np.int64], out: NDArray[Any]) -> Iterator[Part]:
+        """Cut entry ranges start:stop into parts, which fill `out` in the order given."""
+        ...
+
+    def decode(self, part: Part) -> None:
+        """Read one part; DataError names the shard and its rows if it is damaged."""
+        ...
+
+
+class ArrayReader:
+    """Reads through zarr-python, whatever the codecs."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def parts(self, spans: NDArray[np.int64], out: NDArray[Any]) -> Iterator[Part]:
+        """A part a range."""
+        filled = 0
+        for start, stop in spans.tolist():
+            yield Part(0, start, out[filled : filled + stop - start])
+            filled += stop - start
+
+    def decode(self, part: Part) -> None:
+        """Read one part."""
+        part.out[:] = self._array[part.start : part.start + len(part.out)]
+
+
+def is_sharded_blosc(array: Any) -> bool:
+    """Whether the array is encoded as `zarr_writer` does it, whatever compressor blosc uses inside."""
+    codecs = array.metadata.to_dict()["codecs"]
+    if [codec["name"] for codec in codecs] != ["sharding_indexed"]:
+        return False
+    inside = codecs[0]["configuration"]
+    found = {key: [codec["name"] for codec in inside[key]] for key in ("codecs", "index_codecs")}
+    return {**found, "index_location": inside["index_location"]} == _OURS

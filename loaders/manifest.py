@@ -1,0 +1,79 @@
+"""What a finished directory says about itself: `manifest.json`, written last by the job that made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import zarr
+
+from unicoord_atlas.errors import DataError
+
+from .zarr_layout import DATA, FORMAT_VERSION, INDICES, MANIFEST, name_shard, read_layout
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_SHOWN = 10
+
+
+def read_manifest(path: Path) -> Mapping[str, Any]:
+    """The manifest of a finished store of this format; DataError for anything else."""
+    partial = path.parent / f".{path.name}.partial"
+    if not path.exists():
+        why = (
+            f"it is still being written or was cut off ({partial.name}): finish that job"
+            if partial.exists()
+            else "no such store"
+        )
+        raise DataError(f"{path}: {why}")
+    try:
+        manifest: Mapping[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{path} has no {MANIFEST}: it is no finished store; make one with `unicoord-atlas ingest`"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{path}/{MANIFEST} cannot be read ({error}); restore it or ingest again") from error
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; update it or ingest again"
+        )
+    return manifest
+
+
+def fingerprint(manifest: Mapping[str, Any]) -> str:
+    """The same for two stores only if their counts are the same, in the same order."""
+    counts = {name: entry["crc32c"] for name, entry in manifest["files"].items() if name.startswith("X/")}
+    return hashlib.blake2b(json.dumps(counts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def require_files(path: Path, manifest: Mapping[str, Any]) -> None:
+    """DataError unless every file is there in its full size; zarr reads a missing one as zeros and never tells."""
+    faults: dict[str, str] = {}
+    for name, entry in manifest["files"].items():
+        file = path / name
+        size = file.stat().st_size if file.exists() else None
+        if size != entry["bytes"]:
+            faults[name] = size_fault(size, entry["bytes"])
+    if faults:
+        raise damaged(path, faults)
+
+
+def size_fault(size: int | None, expected: int) -> str:
+    """What is wrong with a file of this size."""
+    return "is missing" if size is None else f"has {size} bytes, not {expected}"
+
+
+def damaged(path: Path, faults: Mapping[str, str]) -> DataError:
+    """The error that names files and what is wrong with each; shards of X with the rows that they hold."""
+    names = {name: f"{path}/{name}" for name in faults}
+    if all(name.startswith((f"{DATA}/c/", f"{INDICES}/c/")) for name in faults):
+        layout = read_layout(zarr.open_group(path, mode="r"), str(path))
+        names = {name: name_shard(path, layout, name) for name in faults}
+    shown = "; ".join(f"{names[name]} {faults[name]}" for name in list(faults)[:_SHOWN])
+    more = f"; and {len(faults) - _SHOWN} more files" if len(faults) > _SHOWN else ""
+    return DataError(f"{shown}{more}: restore what is damaged, or make {path.name} again")

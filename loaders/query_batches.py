@@ -1,0 +1,89 @@
+"""Cells of any source as minibatches in a reference's gene space: what mapping a query streams.
+
+Shapes: n cells, g genes of the reference's atlas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from unicoord_atlas.batch import CellColumns, MiniBatch, SparseRows
+
+from .genes import GeneMap, map_genes, remap
+
+if TYPE_CHECKING:
+    from unicoord_atlas.normalization import Normalization
+    from unicoord_atlas.schema import AtlasSchema
+
+    from .row_matrix import CsrBlock
+    from .sources import CellSource
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of the reference a query can speak of."""
+
+    num_query_genes: int
+    num_found: int
+    num_reference_genes: int
+    profile_share: float
+    """Share of the reference's mean profile that the query's genes carry."""
+    missing: tuple[str, ...]
+    """Missing genes of the reference, those with the largest share first; at most 20."""
+
+    @classmethod
+    def of(cls, gene_map: GeneMap, schema: AtlasSchema, normalization: Normalization) -> Coverage:
+        """Coverage of a mapped query."""
+        profile = np.where(normalization.highly_expressed_g, 0.0, normalization.mean_fraction_g)
+        lacking = np.flatnonzero(~gene_map.measured_g)
+        largest = lacking[np.argsort(-profile[lacking], kind="stable")][:20]
+        return cls(
+            len(gene_map.new_index),
+            int(gene_map.measured_g.sum()),
+            schema.num_genes,
+            float(profile[gene_map.measured_g].sum() / profile.sum()),
+            tuple(schema.genes[i] for i in largest),
+        )
+
+
+class QueryBatches:
+    """Minibatches of a query's cells, in order; iterate as often as needed."""
+
+    def __init__(self, source: CellSource, schema: AtlasSchema, normalization: Normalization, batch_size: int = 1024) -> None:
+        self._source, self._normalization, self._batch_size = source, normalization, batch_size
+        self._num_genes = schema.num_genes
+        self._gene_map = map_genes(source.var, schema, str(source.path))
+        self.coverage = Coverage.of(self._gene_map, schema, normalization)
+
+    def __len__(self) -> int:
+        """Number of cells."""
+        return self._source.n_obs
+
+    def __iter__(self) -> Iterator[MiniBatch]:
+        first = 0
+        for block in self._source.blocks(self._batch_size):
+            yield self._batch(remap(block, self._gene_map, self._num_genes), first)
+            first += block.num_rows
+
+    def _batch(self, block: CsrBlock, first: int) -> MiniBatch:
+        normalization, n = self._normalization, block.num_rows
+        kept = normalization.kept_sums(block.indptr, block.indices, block.data)
+        size_factors = normalization.query_size_factors(kept, self._gene_map.measured_g)
+        counts = SparseRows(
+            torch.from_numpy(block.indptr.astype(np.int64)),
+            torch.from_numpy(block.indices.astype(np.int32)),
+            torch.from_numpy(block.data.astype(np.float32)),
+            self._num_genes,
+        )
+        columns = CellColumns(
+            size_factors.astype(np.float32), np.zeros(n, np.int32), np.zeros((n, 0), np.int32), np.zeros((n, 0), np.float32)
+        )
+        here = columns.batch(counts, np.arange(n, dtype=np.int64), np.ones(n, np.float32))
+        return MiniBatch(
+            here.counts, here.rows_n + first, here.size_factors_n, here.sources_n, here.codes_nl, here.values_nc, here.weights_n
+        )

@@ -1,0 +1,110 @@
+"""What the second pass adds up beside writing: size factors of cells, moments of genes.
+
+Sums are taken block by block, always the same blocks in the same order, so a pass that was killed and went on from a
+saved tally ends with the same bytes as one that was not.
+Shapes: n cells, g genes, z non-zeros.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unicoord_atlas.normalization import Normalization, row_sums
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from .sources import CsrBlock
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSums:
+    """What one block contributes."""
+
+    size_factors_n: NDArray[np.float64]
+    """(n,); 0 for every cell of log-normalized input, which is left unscaled."""
+    moments_3g: NDArray[np.float64]
+    """(3, g) sums over cells: fraction of the size factor, log-normalized value, its square."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over the cells before `next_row`."""
+
+    next_row: int
+    size_factors_n: NDArray[np.float64]
+    """(all cells,), filled up to `next_row`."""
+    moments_3g: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, num_rows: int, num_genes: int) -> Tally:
+        """Before the first cell."""
+        return cls(0, np.zeros(num_rows), np.zeros((3, num_genes)))
+
+    @classmethod
+    def load(cls, path: Path, num_rows: int, num_genes: int) -> Tally:
+        """What was saved by a pass over the same cells; empty if nothing whole was."""
+        try:
+            with np.load(path) as saved:
+                return cls(int(saved["next_row"]), saved["size_factors_n"], saved["moments_3g"])
+        except (FileNotFoundError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+            return cls.empty(num_rows, num_genes)
+
+    def save(self, path: Path) -> None:
+        """Replace what was saved before."""
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.savez(file, next_row=self.next_row, size_factors_n=self.size_factors_n, moments_3g=self.moments_3g)
+        partial.replace(path)
+
+    def add(self, sums: BlockSums) -> None:
+        """Add the block that begins at `next_row`."""
+        stop = self.next_row + len(sums.size_factors_n)
+        self.size_factors_n[self.next_row : stop] = sums.size_factors_n
+        self.moments_3g += sums.moments_3g
+        self.next_row = stop
+
+    def normalization(self, frozen: Normalization) -> Normalization:
+        """The atlas's normalization once all cells were added; `frozen` says how it was done."""
+        fraction_g, mean_g, square_g = self.moments_3g / max(1, len(self.size_factors_n))
+        return replace(
+            frozen, mean_fraction_g=fraction_g, mean_g=mean_g, variance_g=np.maximum(square_g - mean_g**2, 0.0)
+        )
+
+
+def unfinished_normalization(highly_expressed_g: NDArray[np.bool_], min_cells: int, log_input: bool) -> Normalization:
+    """How cells are normalized, before the moments of the genes are known."""
+    zeros_g = np.zeros(len(highly_expressed_g))
+    return Normalization(highly_expressed_g, zeros_g, zeros_g, zeros_g, min_cells=min_cells, log_input=log_input)
+
+
+def block_sums(block: CsrBlock, frozen: Normalization) -> BlockSums:
+    """Size factors and moments of a block in the atlas's genes, in float64."""
+    entries_n = np.diff(block.indptr)
+    values = block.data.astype(np.float64)
+    if frozen.log_input:
+        size_factors_n = np.zeros(block.num_rows)
+        amounts = np.expm1(values)
+        depths_n = row_sums(block.indptr, amounts)
+    else:
+        size_factors_n = depths_n = frozen.kept_sums(block.indptr, block.indices, values)
+        amounts = values
+    one_over_n = np.divide(1.0, depths_n, out=np.zeros_like(depths_n), where=depths_n > 0)
+    fractions = amounts * np.repeat(one_over_n, entries_n)
+    if not frozen.log_input:
+        # log(1 + x) is vectorized where log1p is not; x is 0 or far over 1e-16
+        scales_n = np.where(depths_n > 0, frozen.target_sum * one_over_n, 1.0)
+        values *= np.repeat(scales_n, entries_n)
+        values += 1.0
+        np.log(values, out=values)
+    num_genes = len(frozen.highly_expressed_g)
+    moments_3g = np.zeros((3, num_genes))
+    for row, weights in enumerate((fractions, values, values * values)):
+        moments_3g[row] = np.bincount(block.indices, weights, num_genes)
+    return BlockSums(size_factors_n, moments_3g)

@@ -1,0 +1,135 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from cells import counts_of_types, minibatch
+from torch.distributions import Categorical, Normal, kl_divergence
+
+from unicoord_atlas.batch import MiniBatch
+from unicoord_atlas.config import LossConfig, ModelConfig
+from unicoord_atlas.hierarchy import Hierarchy
+from unicoord_atlas.losses.elbo import capacity_weight_step, categorical_kl, clustering, gaussian_kl
+from unicoord_atlas.losses.objective import LabelFacts, Objective
+from unicoord_atlas.losses.supervised import class_weights, classification, hierarchical, regression
+from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
+
+NAN = float("nan")
+
+
+def test_gaussian_kl_is_torch_s():
+    mean, logvar = torch.randn(6, 4), torch.randn(6, 4)
+    expected = kl_divergence(Normal(mean, (0.5 * logvar).exp()), Normal(torch.zeros(6, 4), torch.ones(6, 4))).sum(dim=1)
+    torch.testing.assert_close(gaussian_kl(mean, logvar), expected)
+
+
+def test_categorical_kl_is_torch_s():
+    logits = torch.randn(6, 5)
+    expected = kl_divergence(Categorical(logits=logits), Categorical(logits=torch.zeros(6, 5)))
+    torch.testing.assert_close(categorical_kl(logits), expected)
+
+
+def test_regression_by_hand():
+    error = regression(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[2.0, NAN], [3.0, 1.0]]))
+    assert error.tolist() == [[1.0, 0.0], [0.0, 9.0]]
+
+
+def test_regression_has_no_gradient_where_the_label_is_missing():
+    mean = torch.ones(2, 1, requires_grad=True)
+    regression(mean, torch.tensor([[NAN], [0.0]])).sum().backward()
+    assert mean.grad.tolist() == [[0.0], [2.0]]
+
+
+def test_classification_by_hand():
+    loss = classification(torch.tensor([[0.0, math.log(3)], [5.0, 1.0]]), torch.tensor([1, -1]), torch.tensor([1.0, 2.0]))
+    assert loss.tolist() == pytest.approx([2 * -math.log(0.75), 0.0])
+
+
+def test_hierarchical_by_hand():
+    parents = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    child, parent = torch.log(torch.tensor([[0.5, 0.25, 0.25]])), torch.log(torch.tensor([[0.9, 0.1]]))
+    assert hierarchical(child, parent, parents).item() == pytest.approx(-0.75 * math.log(0.9) - 0.25 * math.log(0.1))
+
+
+def test_clustering_by_hand():
+    distance, p = torch.tensor([[0.0, 2.0], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert clustering(distance, p).item() == pytest.approx(2 * 4 * -0.1 / 4)
+
+
+@pytest.mark.parametrize("kind, ratio", [("none", 1.0), ("sqrt", 2.0), ("balanced", 4.0)])
+def test_class_weights_average_to_one_over_cells(kind, ratio):
+    counts = torch.tensor([400.0, 100.0])
+    weights = class_weights(counts, kind)
+    assert (weights[1] / weights[0]).item() == pytest.approx(ratio)
+    assert ((weights * counts).sum() / counts.sum()).item() == pytest.approx(1.0)
+
+
+def test_capacity_rises_to_its_end():
+    assert [capacity_weight_step(step, 5.0, 100) for step in (0, 50, 100, 1000)] == [0.0, 2.5, 5.0, 5.0]
+
+
+def _objective(config: LossConfig = LossConfig()) -> tuple[Objective, JointVAE]:
+    latent = LatentSpec(
+        discrete=(DiscreteLatent(name="cell_type", num_categories=3), DiscreteLatent(name="cell_class", num_categories=2)),
+        continuous=(ContinuousLatent(name="time", offset=10.0, scale=2.0), ContinuousLatent(name="z", supervised=False)),
+    )
+    facts = LabelFacts((torch.tensor([10.0, 20.0, 30.0]), torch.tensor([30.0, 30.0])), (0.5, 1.0), torch.tensor([0.25]))
+    tree = Hierarchy("cell_class", "cell_type", np.array([[1, 0], [1, 0], [0, 1]], np.float32))
+    torch.manual_seed(0)
+    model = JointVAE(NetworkSpec(num_genes=40, latent=latent, model=ModelConfig(hidden=(16, 8))))
+    return Objective(config, latent, facts, (tree,), 40, torch.device("cpu")), model
+
+
+def _labelled_batch() -> MiniBatch:
+    counts, types = counts_of_types()
+    codes = np.stack([np.where(np.arange(60) % 2, types, -1), types // 2], axis=1)
+    return minibatch(counts, codes, np.where(np.arange(60)[:, None] % 4, np.nan, 12.0))
+
+
+def test_objective_is_the_weighted_sum_of_its_formulas():
+    objective, model = _objective(LossConfig(beta=0.3, beta_warmup_steps=10))
+    batch = _labelled_batch()
+    output, p = model(batch), model(batch).posterior
+    result = objective(output, batch, step=4)
+    labelled = batch.codes_nl[:, 0] >= 0
+    weights = class_weights(torch.tensor([10.0, 20.0, 30.0]), "sqrt")
+    chosen = batch.codes_nl[labelled, 0]
+    first = -(weights[chosen] * torch.log_softmax(p.logits[0], 1)[labelled, chosen]).sum() / (60 * 0.5)
+    second = -torch.log_softmax(p.logits[1], 1)[torch.arange(60), batch.codes_nl[:, 1]].mean()
+    known = torch.arange(60) % 4 == 0
+    expected = {
+        "reconstruction": output.errors_n.mean(),
+        "kl": 0.15 * (gaussian_kl(p.mean_nd, p.logvar_nd) + categorical_kl(p.logits[0]) + categorical_kl(p.logits[1])).mean(),
+        "regression": 100 * (p.mean_nd[known, 0] - 1.0).square().sum() / (60 * 0.25),
+        "classification": 100 * (first + second),
+        "hierarchical": 10 * hierarchical(p.logits[0], p.logits[1], torch.tensor([[1.0, 0], [1, 0], [0, 1]])).mean(),
+    }
+    assert set(result.terms) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(result.terms[name], value.detach(), msg=name)
+    torch.testing.assert_close(result.total, sum(expected.values()))
+
+
+def test_terms_of_halves_add_up_to_the_whole():
+    objective, model = _objective()
+    batch = _labelled_batch()
+    whole = objective(model(batch), batch, 0).terms
+    counts, types = counts_of_types()
+    codes, values = batch.codes_nl.numpy(), batch.values_nc.numpy()
+    halves = [minibatch(counts[part], codes[part], values[part]) for part in (slice(0, 30), slice(30, 60))]
+    parts = [objective(model(half), half, 0).terms for half in halves]
+    for name in whole:
+        torch.testing.assert_close(whole[name], (parts[0][name] + parts[1][name]) / 2, msg=name)
+
+
+def test_padding_weighs_nothing():
+    objective, model = _objective()
+    batch = _labelled_batch()
+    weights = torch.ones(60)
+    weights[40:] = 0
+    padded = MiniBatch(*(getattr(batch, name) if name != "weights_n" else weights for name in batch.__slots__))
+    counts, _ = counts_of_types()
+    real = minibatch(counts[:40], batch.codes_nl.numpy()[:40], batch.values_nc.numpy()[:40])
+    for name, value in objective(model(padded), padded, 0).terms.items():
+        torch.testing.assert_close(value, objective(model(real), real, 0).terms[name], msg=name)

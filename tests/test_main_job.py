@@ -1,0 +1,197 @@
+"""The main job on a small made-up atlas, by the functions that the commands call."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from cells import counts_of_types
+
+from unicoord_atlas.config import RunConfig
+from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.jobs import export_latents, export_reference, generate, ingest, map_query, train
+from unicoord_atlas.jobs.demo import recover_counts
+from unicoord_atlas.reference import ReferenceModel
+from unicoord_atlas.training.metrics import read_metrics
+
+SETTINGS = [
+    'latent.discrete=["cell_type"]',
+    'latent.continuous=["time"]',
+    "latent.unsupervised_continuous=4",
+    "model.hidden=[32,16]",
+    "train.epochs=12",
+    "train.batch_size=32",
+    "train.learning_rate=3e-3",
+    "train.warmup_steps=0",
+    "train.precision=fp32",
+]
+
+
+def write_cells(path: Path, seed: int, num_cells: int = 400) -> anndata.AnnData:
+    """An .h5ad of cells of three types with a time that drives five genes; every tenth label is missing."""
+    counts, types = counts_of_types(num_cells, 60, 3, seed=0)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(num_cells)
+    counts, types = counts[order], types[order]
+    time = rng.uniform(0, 10, num_cells)
+    counts[:, 40:45] = rng.poisson(time[:, None] * 2, (num_cells, 5))
+    names = np.array(["B", "T", "NK"])[types].astype(object)
+    names[::10] = "unknown"
+    obs = pd.DataFrame({"cell_type": names, "time": time, "truth": types}, index=[f"cell{i}" for i in range(num_cells)])
+    adata = anndata.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"GENE{i}" for i in range(60)]))
+    adata.write_h5ad(path)
+    return adata
+
+
+def config(*more: str) -> RunConfig:
+    return RunConfig.load(None, [*SETTINGS, *more])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a trained run, latents, a reference and a mapped query."""
+    folder = tmp_path_factory.mktemp("main_job")
+    write_cells(folder / "cells.h5ad", 1)
+    write_cells(folder / "query.h5ad", 2, 150)
+    ingest.run(ingest.IngestOptions([str(folder / "cells.h5ad")], folder / "atlas.zarr", labels=["cell_type"]))
+    train.run(train.TrainOptions(folder / "atlas.zarr", folder / "run", config()))
+    export_latents.run(export_latents.ExportLatentsOptions(folder / "atlas.zarr", folder / "run", folder / "latents.zarr"))
+    export_reference.run(export_reference.ExportReferenceOptions(folder / "run", folder / "reference"))
+    map_query.run(map_query.MapQueryOptions(folder / "query.h5ad", folder / "reference", folder / "mapped.h5ad", True, folder / "obs.csv"))
+    return folder
+
+
+def test_held_out_cells_are_annotated(folder):
+    mapped = anndata.read_h5ad(folder / "mapped.h5ad")
+    truth = np.array(["B", "T", "NK"])[mapped.obs["truth"]]
+    assert (mapped.obs["cell_type_predicted"].astype(str) == truth).mean() > 0.95
+    assert mapped.obs["cell_type_confidence"].between(1 / 3, 1).all()
+    assert np.corrcoef(mapped.obsm["X_unicoord"][:, 0], mapped.obs["time"])[0, 1] > 0.9
+
+
+def test_mapped_keeps_the_query_s_own_cells_and_columns(folder):
+    mapped, query = anndata.read_h5ad(folder / "mapped.h5ad"), anndata.read_h5ad(folder / "query.h5ad")
+    assert mapped.X is None
+    assert list(mapped.obs_names) == list(query.obs_names)
+    assert mapped.obs["time"].tolist() == query.obs["time"].tolist()
+    np.testing.assert_allclose(mapped.obsm["X_unicoord_cell_type"].sum(axis=1), 1, rtol=1e-5)
+    assert list(mapped.uns["unicoord"]["dims"]) == ["time", *(f"unsupervised_{i}" for i in range(4))]
+    assert pd.read_csv(folder / "obs.csv", index_col=0)["cell_type_predicted"].tolist() == mapped.obs["cell_type_predicted"].tolist()
+
+
+def test_latents_are_those_of_the_mapped_cells(folder):
+    """The atlas mapped as a query gives the coordinates that export-latents gives: one inference path."""
+    latents = anndata.read_zarr(folder / "latents.zarr")
+    out = folder / "again.zarr"
+    map_query.run(map_query.MapQueryOptions(folder / "cells.h5ad", folder / "reference", out))
+    again = anndata.read_zarr(out)
+    np.testing.assert_allclose(latents.obsm["X_unicoord"], again.obsm["X_unicoord"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(latents.obsm["X_unicoord_bio"], again.obsm["X_unicoord_bio"], rtol=1e-3, atol=1e-3)
+    table = pd.read_parquet(folder / "latents.zarr" / "latents.parquet")
+    assert list(table.index) == list(latents.obs_names)
+    np.testing.assert_array_equal(table["unicoord_time"], latents.obsm["X_unicoord"][:, 0])
+
+
+def test_a_finished_run_is_not_trained_again(folder):
+    before = (folder / "run" / "metrics.jsonl").read_text()
+    train.run(train.TrainOptions(folder / "atlas.zarr", folder / "run", config()))
+    assert (folder / "run" / "metrics.jsonl").read_text() == before
+    with pytest.raises(DataError, match="settings differ"):
+        train.run(train.TrainOptions(folder / "atlas.zarr", folder / "run", config("loss.beta=0.7")))
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(folder, tmp_path):
+    """kill -9 after some steps; the same command then ends with the same losses and weights as the undisturbed run."""
+    settings = [*SETTINGS, "train.checkpoint_every_steps=7"]
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from unicoord_atlas.config import RunConfig; from unicoord_atlas.jobs import train\n"
+        "from unicoord_atlas.training import loop; real, steps = loop._step, [0]\n"
+        "def step(*given):\n"
+        "    steps[0] += 1\n"
+        "    if steps[0] == 40: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(*given)\n"
+        "loop._step = step\n"
+        "train.run(train.TrainOptions(Path(sys.argv[1]), Path(sys.argv[2]), RunConfig.load(None, sys.argv[3:])))\n"
+    )
+    command = [sys.executable, "-c", code, str(folder / "atlas.zarr"), str(tmp_path / "killed"), *settings]
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    assert json.loads((tmp_path / "killed" / "checkpoints" / "latest.json").read_text()) == {"checkpoint": "step-00000035"}
+    train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / "killed", RunConfig.load(None, settings)))
+    validation = [
+        [entry["validation_loss"] for entry in read_metrics(run / "metrics.jsonl")] for run in (tmp_path / "killed", folder / "run")
+    ]
+    assert validation[0] == validation[1]
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (tmp_path / "killed", folder / "run")]
+    assert weights[0] == weights[1]
+
+
+def test_a_terminated_run_is_saved_and_says_so(folder, tmp_path):
+    command = [sys.executable, "-m", "unicoord_atlas.jobs.cli", "train", str(folder / "atlas.zarr"), "--out", str(tmp_path / "run"), "--set"]
+    command += [*" --set ".join([*SETTINGS, "train.epochs=4000"]).split(" ")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text():
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert "the same command goes on" in process.stderr.read()
+    assert (tmp_path / "run" / "checkpoints" / "latest.json").exists()
+
+
+def test_generate_sets_the_coordinates_it_is_told(folder, tmp_path):
+    out = tmp_path / "generated.h5ad"
+    generate.run(generate.GenerateOptions(folder / "query.h5ad", folder / "reference", out, {"cell_type": "B"}, {"time": "9"}))
+    generated = anndata.read_h5ad(out)
+    source = anndata.read_h5ad(folder / "query.h5ad")
+    markers = [f"GENE{i}" for i in range(5)]
+    others = source.obs["truth"].to_numpy() != 0
+    assert generated[others, markers].X.mean() > 0.8 * generated[~others, markers].X.mean()
+    early = source.obs["time"].to_numpy() < 2
+    log_normalized = np.log1p(1e4 * source.X.toarray() / source.X.sum(axis=1))
+    assert generated[early, ["GENE42"]].X.mean() > 1.3 * log_normalized[early, 42].mean()
+    assert generated.X.data.min() >= 0.01
+
+
+def test_generate_lists_what_can_be_set(folder, tmp_path):
+    for labels, values, words in (
+        ({"cell_type": "Z"}, {}, "B, NK, T"),
+        ({"organ": "lung"}, {}, "cell_type"),
+        ({}, {"day": "1"}, "time"),
+        ({}, {"time": "soon"}, "soon"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            generate.run(generate.GenerateOptions(folder / "query.h5ad", folder / "reference", tmp_path / "x.h5ad", labels, values))
+    assert not (tmp_path / "x.h5ad").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "schema.json", "normalization.safetensors", "model.safetensors"])
+def test_a_damaged_reference_is_refused_by_name(folder, tmp_path, name):
+    import shutil
+
+    shutil.copytree(folder / "reference", tmp_path / "reference")
+    path = tmp_path / "reference" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=name):
+        ReferenceModel.load(tmp_path / "reference")
+
+
+def test_missing_labels_of_a_whole_column_are_refused(folder, tmp_path):
+    with pytest.raises(UsageError, match="organ"):
+        train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / "run", RunConfig.load(None, ['latent.discrete=["organ"]'])))
+
+
+def test_recover_counts_finds_the_integers():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(1.0, (20, 50))
+    counts[0] *= 2
+    counts[1, :] = np.where(counts[1] == 1, 0, counts[1])
+    units = rng.uniform(0.3, 5, (20, 1))
+    recovered, worst = recover_counts(sp.csr_matrix(np.log1p(counts * units).astype(np.float32)))
+    assert worst < 0.01
+    np.testing.assert_array_equal(recovered.toarray()[1:], counts[1:])

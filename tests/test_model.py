@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+import torch
+from cells import counts_of_types, minibatch, sparse_rows
+
+from unicoord_atlas.config import ModelConfig
+from unicoord_atlas.model.fused_decode import DecodeOptions, Target, fused_decode_error, partly_measured
+from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec, Posterior, one_hot
+from unicoord_atlas.model.noise import Noise
+from unicoord_atlas.model.sparse_input import GeneOrder, SparseLinear
+from unicoord_atlas.normalization import log_normalize
+
+N, G, H = 7, 33, 5
+
+
+def _target(x: torch.Tensor, measured: torch.Tensor | None, sources: torch.Tensor) -> Target:
+    rows = sparse_rows(x.numpy())
+    order = GeneOrder.of(rows)
+    parts = None if measured is None else partly_measured(measured, 8)
+    return Target(order, rows.data[order.entries_z].to(x.dtype), sources, measured, parts)
+
+
+@pytest.fixture
+def decoding():
+    """Float64 inputs of a decode with three sources that measured different genes."""
+    generator = torch.Generator().manual_seed(0)
+    measured = torch.rand(3, G, generator=generator) < 0.8
+    measured[:, :8] = True  # one tile without a gap
+    sources = torch.randint(0, 3, (N,), generator=generator)
+    x = torch.rand(N, G, generator=generator).float().double() * (torch.rand(N, G, generator=generator) < 0.4) * measured[sources]
+    parameters = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((N, H), (G, H), (G,))]
+    return x, measured, sources, [p.requires_grad_() for p in parameters], torch.rand(N, generator=generator).double()
+
+
+def _plain(x, measured, sources, parameters, weights, relu_gradient):
+    """The formula, with dense tensors."""
+    hidden, weight, bias = parameters
+    before = hidden @ weight.T + bias
+    y = torch.relu(before)
+    if relu_gradient == "y_or_x":
+        passes = (before > 0) | (x > 0)
+        y = torch.where(passes, before + (y - before).detach(), y.detach())
+    errors = ((y - x).square() * measured[sources]).sum(dim=1)
+    return (errors * weights).sum(), errors
+
+
+@pytest.mark.parametrize("relu_gradient", ["y", "y_or_x"])
+@pytest.mark.parametrize("tile", [8, 64])
+def test_fused_decode_equals_the_dense_formula(decoding, relu_gradient, tile):
+    x, measured, sources, parameters, weights = decoding
+    target = _target(x, measured, sources)
+    target = target if tile == 8 else Target(target.order, target.values_z, sources, measured)
+    total, errors = fused_decode_error(*parameters, weights, target, DecodeOptions(torch.float64, relu_gradient, tile))
+    expected, expected_errors = _plain(x, measured, sources, parameters, weights, relu_gradient)
+    torch.testing.assert_close(errors, expected_errors)
+    torch.testing.assert_close(total, expected)
+    for ours, theirs in zip(torch.autograd.grad(3 * total, parameters), torch.autograd.grad(3 * expected, parameters)):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_fused_decode_passes_gradcheck(decoding):
+    x, measured, sources, parameters, weights = decoding
+    target = _target(x, measured, sources)
+    options = DecodeOptions(torch.float64, "y", 8)
+    assert torch.autograd.gradcheck(lambda *p: fused_decode_error(*p, weights, target, options)[0], parameters)
+
+
+def test_fused_decode_in_bf16_is_close(decoding):
+    x, measured, sources, parameters, weights = decoding
+    singles = [p.detach().float().requires_grad_() for p in parameters]
+    total, _ = fused_decode_error(*singles, weights.float(), _target(x.float(), measured, sources), DecodeOptions(torch.bfloat16, tile=8))
+    expected, _ = _plain(x, measured, sources, parameters, weights, "y_or_x")
+    assert total.item() == pytest.approx(expected.item(), rel=0.02)
+    for ours, theirs in zip(torch.autograd.grad(total, singles), torch.autograd.grad(expected, parameters)):
+        assert torch.nn.functional.cosine_similarity(ours.flatten().double(), theirs.flatten(), dim=0) > 0.999
+
+
+def test_sparse_linear_equals_dense_linear():
+    x = np.random.default_rng(0).poisson(0.3, (N, G)).astype(np.float32)
+    rows, layer = sparse_rows(x), SparseLinear(G, H)
+    weights = torch.randn(N, H)
+    dense = torch.from_numpy(x) @ layer.weight + layer.bias
+    expected = torch.autograd.grad((dense * weights).sum(), [layer.weight, layer.bias])
+    ours = layer(rows, GeneOrder.of(rows), torch.float32)
+    torch.testing.assert_close(ours, dense)
+    torch.testing.assert_close(torch.autograd.grad((ours * weights).sum(), [layer.weight, layer.bias]), expected)
+    torch.testing.assert_close(layer(rows, None, torch.float32), dense)
+
+
+def _spec(**changes) -> NetworkSpec:
+    latent = LatentSpec(
+        discrete=(DiscreteLatent(name="cell_type", num_categories=3), DiscreteLatent(name="u", num_categories=2, supervised=False)),
+        continuous=(ContinuousLatent(name="time"), ContinuousLatent(name="unsupervised_0", supervised=False)),
+    )
+    return NetworkSpec(num_genes=40, latent=latent, model=ModelConfig(hidden=(16, 12, 8)), **changes)
+
+
+def test_joint_vae_has_the_paper_s_layers():
+    shapes = {name: tuple(tensor.shape) for name, tensor in JointVAE(_spec()).named_parameters() if name.endswith("weight")}
+    assert shapes == {
+        "input_layer.weight": (40, 16),
+        "encoder.0.weight": (12, 16),
+        "encoder.1.weight": (8, 12),
+        "mean.weight": (2, 8),
+        "logvar.weight": (2, 8),
+        "logits.0.weight": (3, 8),
+        "logits.1.weight": (2, 8),
+        "decoder.0.weight": (8, 7),
+        "decoder.1.weight": (12, 8),
+        "decoder.2.weight": (16, 12),
+        "output_layer.weight": (40, 16),
+    }
+
+
+def test_inference_is_deterministic_and_training_is_not():
+    counts, types = counts_of_types()
+    batch, model = minibatch(counts, types[:, None]), JointVAE(_spec(thinning=0.5, gene_dropout=0.3))
+    first, second = model(batch), model(batch)
+    assert torch.equal(first.errors_n, second.errors_n)
+    noisy = [model(batch, Noise(0, step, batch.rows_n)).errors_n for step in (0, 0, 1)]
+    assert torch.equal(noisy[0], noisy[1])
+    assert not torch.equal(noisy[0], noisy[2])
+
+
+def test_reconstruction_error_is_that_of_the_decoded_cells():
+    counts, types = counts_of_types()
+    batch, model = minibatch(counts, types[:, None]), JointVAE(_spec())
+    output = model(batch)
+    x = log_normalize(batch.counts, batch.size_factors_n).to_dense()
+    expected = (model.decode(output.posterior.mode()) - x).square().sum(dim=1)
+    torch.testing.assert_close(output.errors_n, expected)
+    torch.testing.assert_close(output.mean_error, expected.mean())
+
+
+def test_the_decoder_never_sees_the_labels():
+    counts, types = counts_of_types()
+    model = JointVAE(_spec())
+    errors = [model(minibatch(counts, (types[:, None] + shift) % 3), Noise(0, 0, torch.arange(60))).errors_n for shift in (0, 1)]
+    assert torch.equal(*errors)
+
+
+def test_a_model_of_some_genes_ignores_the_others():
+    counts, types = counts_of_types()
+    small = JointVAE(_spec().model_copy(update={"num_genes": 20, "num_atlas_genes": 40}))
+    own = torch.arange(0, 40, 2)
+    small.start_from(None, None, own)
+    changed = counts.copy()
+    changed[:, 1::2] += 3
+    first, second = minibatch(counts, types[:, None]), minibatch(changed, types[:, None])
+    second = type(second)(second.counts, *(getattr(first, name) for name in list(first.__slots__)[1:]))
+    torch.testing.assert_close(small(first).errors_n, small(second).errors_n)
+
+
+def test_samples_approach_the_posterior():
+    rows = torch.arange(4000)
+    posterior = Posterior(torch.full((4000, 1), 2.0), torch.full((4000, 1), np.log(0.25)), (torch.tensor([[1.0, 0.0, -1.0]]).repeat(4000, 1),))
+    drawn = posterior.sample(Noise(0, 0, rows), temperature=0.01)
+    assert drawn[:, 3].mean().item() == pytest.approx(2.0, abs=0.03)
+    assert drawn[:, 3].std().item() == pytest.approx(0.5, abs=0.03)
+    shares = drawn[:, :3].argmax(dim=1).bincount(minlength=3) / 4000
+    torch.testing.assert_close(shares, torch.softmax(torch.tensor([1.0, 0.0, -1.0]), 0), atol=0.03, rtol=0)
+    assert posterior.mode()[0].tolist() == [1.0, 0.0, 0.0, 2.0]
+
+
+def test_one_hot_is_exact():
+    assert one_hot(torch.tensor([2, 0]), torch.zeros(2, 3)).tolist() == [[0, 0, 1], [1, 0, 0]]

@@ -1,0 +1,138 @@
+import json
+import os
+
+import pytest
+
+from unicoord_atlas.errors import DataError
+from unicoord_atlas.jobs import check
+from unicoord_atlas.jobs.workdir import AlreadyDone, finished_directory, finished_file
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+def make(out, inputs=(), config=None, text="hello", **settings):
+    with finished_directory(out, list(inputs), config or {"a": 1}, **settings) as partial:
+        (partial / "result.txt").write_text(text)
+
+
+def cut_short(out, inputs=(), config=None, resume=True):
+    with pytest.raises(Killed), finished_directory(out, list(inputs), config or {"a": 1}, resume) as partial:
+        (partial / "half.txt").write_text("half")
+        raise Killed
+
+
+def test_directory_has_its_name_only_when_finished(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with finished_directory(out, [], {"a": 1}) as partial:
+        (partial / "result.txt").write_text("hello")
+        assert not out.exists()
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "result.txt"]
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert check.run(out)["files"] == 1
+
+
+def test_manifest_depends_on_nothing_but_what_was_done(tmp_path):
+    source = tmp_path / "source.txt"
+    source.write_text("cells")
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name / "out", [source], counts={"cells": 5})
+    first, second = ((tmp_path / name / "out" / "manifest.json").read_text() for name in ("first", "second"))
+    assert first == second
+    assert json.loads(first)["counts"] == {"cells": 5}
+
+
+def test_finished_output_of_the_same_job_is_done_already(tmp_path):
+    make(tmp_path / "out")
+    with pytest.raises(AlreadyDone, match="finished already"):
+        make(tmp_path / "out", text="other")
+    assert (tmp_path / "out" / "result.txt").read_text() == "hello"
+
+
+def test_output_of_another_job_is_refused_and_unharmed(tmp_path):
+    make(tmp_path / "out")
+    with pytest.raises(DataError, match=r"out exists, made from other config; remove it"):
+        make(tmp_path / "out", config={"a": 2}, text="other")
+    source = tmp_path / "source.txt"
+    source.write_text("cells")
+    with pytest.raises(DataError, match="other inputs"):
+        make(tmp_path / "out", [source])
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="no finished output of unicoord-atlas"):
+        make(tmp_path / "foreign")
+    assert (tmp_path / "foreign" / "thesis.tex").exists()
+
+
+def test_resume_keeps_what_the_same_job_left(tmp_path):
+    cut_short(tmp_path / "out")
+    with finished_directory(tmp_path / "out", [], {"a": 1}, resume=True) as partial:
+        assert (partial / "half.txt").exists()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["half.txt", "manifest.json"]
+
+
+def test_another_job_starts_afresh(tmp_path):
+    cut_short(tmp_path / "out")
+    make(tmp_path / "out", config={"a": 2}, resume=True)
+    assert not (tmp_path / "out" / "half.txt").exists()
+
+
+def test_a_changed_input_starts_afresh(tmp_path):
+    source = tmp_path / "source.txt"
+    source.write_text("cells")
+    cut_short(tmp_path / "out", [source])
+    source.write_text("more cells")
+    make(tmp_path / "out", [source], resume=True)
+    assert not (tmp_path / "out" / "half.txt").exists()
+
+
+def test_failure_without_resume_leaves_nothing(tmp_path):
+    cut_short(tmp_path / "out", resume=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_jobs_cannot_write_one_output(tmp_path):
+    with finished_directory(tmp_path / "out", [], {"a": 1}, resume=True):
+        with pytest.raises(DataError, match="being written by another process"):
+            make(tmp_path / "out", resume=True)
+
+
+def test_full_disk_is_told_in_one_line(tmp_path):
+    with pytest.raises(DataError, match="the disk is full; free some space"):
+        with finished_directory(tmp_path / "out", [], {}):
+            with open("/dev/full", "w") as full:
+                full.write("x" * 10)
+
+
+def test_missing_input_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere.h5ad: no such file"):
+        make(tmp_path / "out", [tmp_path / "nowhere.h5ad"])
+
+
+def test_file_has_its_name_only_when_finished(tmp_path):
+    out = tmp_path / "mapped.h5ad"
+    with finished_file(out) as partial:
+        partial.write_text("cells")
+        assert partial.suffix == ".h5ad" and not out.exists()
+    assert out.read_text() == "cells"
+    with pytest.raises(DataError, match="exists already"), finished_file(out):
+        pass
+    with pytest.raises(Killed), finished_file(tmp_path / "other.csv") as partial:
+        partial.write_text("half")
+        raise Killed
+    assert os.listdir(tmp_path) == ["mapped.h5ad"]
+
+
+def test_check_names_files_that_changed(tmp_path):
+    make(tmp_path / "out")
+    (tmp_path / "out" / "result.txt").write_text("jello")
+    with pytest.raises(DataError, match=r"result.txt has a wrong checksum"):
+        check.run(tmp_path / "out")
+    (tmp_path / "out" / "result.txt").write_text("hello there")
+    with pytest.raises(DataError, match=r"result.txt has 11 bytes, not 5"):
+        check.run(tmp_path / "out")
+    (tmp_path / "out" / "result.txt").unlink()
+    with pytest.raises(DataError, match=r"result.txt is missing"):
+        check.run(tmp_path / "out")

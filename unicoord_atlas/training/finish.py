@@ -1,0 +1,109 @@
+"""From trained weights to a ReferenceModel: calibration and the metrics of its model card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unicoord_atlas.encode import Encoded, encode_batches, softmax
+from unicoord_atlas.reference import ReferenceConfig, ReferenceModel
+
+from .calibration import calibrate
+
+if TYPE_CHECKING:
+    from unicoord_atlas.batch import MiniBatch
+    from unicoord_atlas.config import RunConfig
+    from unicoord_atlas.model.joint_vae import JointVAE
+    from unicoord_atlas.normalization import Normalization
+    from unicoord_atlas.schema import AtlasSchema
+
+    from .preparation import Preparation
+
+DECODED_CELLS = 2_000
+
+
+def finished_model(
+    model: JointVAE,
+    config: RunConfig,
+    prepared: Preparation,
+    schema: AtlasSchema,
+    normalization: Normalization,
+    training: Iterable[MiniBatch],
+    validation: Iterable[MiniBatch],
+) -> ReferenceModel:
+    """Calibrate and measure trained weights.
+
+    Parameters
+    ----------
+    training
+        Minibatches of training cells, in any order: the spread of the latents is taken from them.
+    validation
+        Minibatches of validation cells, perhaps none: temperatures and metrics are taken from them.
+    """
+    device = model.output_layer.weight.device
+    names = tuple(label.name for label in prepared.labels)
+    trained = list(encode_batches(model, training, device))
+    checked = list(encode_batches(model, validation, device))
+    codes = prepared.columns.codes
+    calibration = calibrate(trained, checked, codes, names)
+    metrics = label_metrics(checked, codes, names, calibration.temperatures)
+    metrics["genes_never_predicted"] = float(never_predicted(model, trained))
+    reference_config = ReferenceConfig(
+        network=model.spec,
+        labels=prepared.labels,
+        technical=config.latent.technical,
+        calibration=calibration,
+        metrics=metrics,
+        atlas={
+            "training_cells": len(prepared.training_rows),
+            "validation_cells": len(prepared.validation_rows),
+            "sources": {source.name: source.num_cells for source in schema.sources},
+            "settings": config.model_dump(mode="json"),
+        },
+    )
+    return ReferenceModel(model.eval(), reference_config, schema, normalization)
+
+
+def label_metrics(
+    checked: list[Encoded], codes_nl: NDArray[np.int32], names: tuple[str, ...], temperatures: dict[str, float] | object
+) -> dict[str, float]:
+    """Accuracy, macro-F1 and mean confidence of each label over the labelled validation cells."""
+    metrics: dict[str, float] = {}
+    for number, name in enumerate(names if checked else ()):
+        codes = np.concatenate([codes_nl[encoded.rows, number] for encoded in checked])
+        probabilities = np.concatenate([softmax(encoded.logits[number]) for encoded in checked])[codes >= 0]
+        codes = codes[codes >= 0]
+        if len(codes):
+            predicted = probabilities.argmax(axis=1)
+            metrics[f"{name}_accuracy"] = float((predicted == codes).mean())
+            metrics[f"{name}_macro_f1"] = macro_f1(codes, predicted)
+    return metrics
+
+
+def macro_f1(true_n: NDArray[np.integer], predicted_n: NDArray[np.integer]) -> float:
+    """Unweighted mean of the F1 of all classes that occur in either."""
+    scores = []
+    for code in np.union1d(true_n, predicted_n):
+        hits = int(((true_n == code) & (predicted_n == code)).sum())
+        scores.append(2 * hits / int((true_n == code).sum() + (predicted_n == code).sum()))
+    return float(np.mean(scores))
+
+
+@torch.no_grad()
+def never_predicted(model: JointVAE, encoded: list[Encoded]) -> int:
+    """Number of genes decoded as 0 for each of up to 2,000 cells: what the last ReLU has killed."""
+    from unicoord_atlas.generate import mode_latents
+
+    alive = torch.zeros(model.spec.num_genes, dtype=torch.bool, device=model.output_layer.weight.device)
+    cells = 0
+    for part in encoded:
+        if cells >= DECODED_CELLS:
+            break
+        for rows in torch.from_numpy(mode_latents(model, part)).to(alive.device).split(256):
+            alive |= (model.decode(rows) > 0).any(dim=0)
+        cells += len(part.rows)
+    return int((~alive).sum())
