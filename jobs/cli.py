@@ -36,18 +36,41 @@ def _finish(result: dict[str, Any], as_json: bool) -> None:
 
 @app.command()
 def ingest(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=".h5ad, 10x .h5 or AnnData .zarr: files, folders, globs.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help=".h5ad, 10x .h5 or AnnData .zarr: files, folders, globs.")
+    ],
     out: Annotated[Path | None, typer.Option(help="The atlas store to make.", metavar="STORE")] = None,
-    label: Annotated[str, typer.Option(help="obs columns that are labels, comma-separated.", metavar="cell_type,dataset")] = "",
-    label_map: Annotated[Path | None, typer.Option(help="CSV with source,column,label and the label columns to fill.", metavar="CSV")] = None,
-    genes: Annotated[str, typer.Option(help="union, intersection, or a file with the genes in their order.", metavar="FILE|union|intersection")] = "union",
-    gene_key: Annotated[Literal["symbol", "ensembl"] | None, typer.Option(help="symbol or ensembl; guessed if not given.")] = None,
-    gene_table: Annotated[Path | None, typer.Option(help="Ensembl ids and symbols, tab-separated.", metavar="TSV")] = None,
-    input: Annotated[Literal["counts", "lognorm"], typer.Option(help="counts, or lognorm for log1p of normalized counts.")] = "counts",
-    layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer; chosen if not given.")] = None,
+    label: Annotated[
+        str, typer.Option(help="obs columns that are labels, comma-separated.", metavar="cell_type,dataset")
+    ] = "",
+    label_map: Annotated[
+        Path | None, typer.Option(help="CSV with source,column,label and the label columns to fill.", metavar="CSV")
+    ] = None,
+    genes: Annotated[
+        str,
+        typer.Option(
+            help="union, intersection, or a file with the genes in their order.", metavar="FILE|union|intersection"
+        ),
+    ] = "union",
+    gene_key: Annotated[
+        Literal["symbol", "ensembl"] | None, typer.Option(help="symbol or ensembl; guessed if not given.")
+    ] = None,
+    gene_table: Annotated[
+        Path | None, typer.Option(help="Ensembl ids and symbols, tab-separated.", metavar="TSV")
+    ] = None,
+    input: Annotated[
+        Literal["counts", "lognorm"], typer.Option(help="counts, or lognorm for log1p of normalized counts.")
+    ] = "counts",
+    layer: Annotated[
+        str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer; chosen if not given.")
+    ] = None,
     unlabelled: Annotated[str, typer.Option(help="Further words that mean 'no label', comma-separated.")] = "",
-    allow_missing_labels: Annotated[bool, typer.Option(help="Cells of a source without a label column are unlabelled.")] = False,
-    min_cells: Annotated[int, typer.Option(help="A gene is left out of size factors if highly expressed in so many cells; 1 = scanpy.")] = 1,
+    allow_missing_labels: Annotated[
+        bool, typer.Option(help="Cells of a source without a label column are unlabelled.")
+    ] = False,
+    min_cells: Annotated[
+        int, typer.Option(help="A gene is left out of size factors if highly expressed in so many cells; 1 = scanpy.")
+    ] = 1,
     dry_run: Annotated[bool, typer.Option(help="Print all facts and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -73,7 +96,9 @@ def ingest(
 
 
 @app.command()
-def info(path: Annotated[Path, typer.Argument(help="An atlas store, or any input file.")], as_json: Json = False) -> None:
+def info(
+    path: Annotated[Path, typer.Argument(help="An atlas store, or any input file.")], as_json: Json = False
+) -> None:
     """Say what a store or a file holds: cells, genes, matrices, candidate label columns."""
     from .info import run
 
@@ -89,7 +114,9 @@ def check(path: Annotated[Path, typer.Argument(help="Any finished output directo
 
 
 @app.command()
-def config(default: Annotated[bool, typer.Option("--default", help="Print the default settings, commented.")] = False) -> None:
+def config(
+    default: Annotated[bool, typer.Option("--default", help="Print the default settings, commented.")] = False,
+) -> None:
     """Print settings as TOML."""
     from unicoord_atlas.config import RunConfig
 
@@ -109,15 +136,23 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def train(
     store: Annotated[Path, typer.Argument(help="The atlas store to train on.")],
-    out: Annotated[Path, typer.Option(help="Run directory; an unfinished run of the same settings goes on.", metavar="RUN")],
+    out: Annotated[
+        Path, typer.Option(help="Run directory; an unfinished run of the same settings goes on.", metavar="RUN")
+    ],
     config: Annotated[Path | None, typer.Option(help="Settings; see `config --default`.", metavar="TOML")] = None,
-    discrete: Annotated[str | None, typer.Option(help="Label columns to supervise.", metavar="cell_type,dataset")] = None,
+    discrete: Annotated[
+        str | None, typer.Option(help="Label columns to supervise.", metavar="cell_type,dataset")
+    ] = None,
     continuous: Annotated[str | None, typer.Option(help="Numeric columns to supervise.", metavar="time")] = None,
-    hierarchy: Annotated[str | None, typer.Option(help="Parent and child column.", metavar='"cell_class > cell_type"')] = None,
+    hierarchy: Annotated[
+        str | None, typer.Option(help="Parent and child column.", metavar='"cell_class > cell_type"')
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training cells.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, split, order and noise.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    set: Annotated[list[str] | None, typer.Option("--set", help="Any setting: section.key=value.", metavar="A.B=C")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting: section.key=value.", metavar="A.B=C")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train the joint-VAE on an atlas store."""
@@ -185,20 +220,28 @@ def generate(
     cells: Annotated[Path, typer.Argument(help="Cells to start from: .h5ad, 10x .h5, .zarr.")],
     reference: Annotated[Path, typer.Option(help="A reference directory.")],
     out: Out,
-    set_label: Annotated[list[str] | None, typer.Option(help="Set a discrete coordinate.", metavar='cell_type="CD8 T"')] = None,
-    set_value: Annotated[list[str] | None, typer.Option(help="Set a continuous coordinate.", metavar="time=300")] = None,
+    set_label: Annotated[
+        list[str] | None, typer.Option(help="Set a discrete coordinate.", metavar='cell_type="CD8 T"')
+    ] = None,
+    set_value: Annotated[
+        list[str] | None, typer.Option(help="Set a continuous coordinate.", metavar="time=300")
+    ] = None,
     layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
     as_json: Json = False,
 ) -> None:
     """Reconfigure cells: set coordinates, decode, and write the cells that the model makes of it."""
     from . import generate as job
 
-    options = job.GenerateOptions(cells, reference, out, _pairs(set_label, "--set-label"), _pairs(set_value, "--set-value"), layer)
+    options = job.GenerateOptions(
+        cells, reference, out, _pairs(set_label, "--set-label"), _pairs(set_value, "--set-value"), layer
+    )
     _finish(job.run(options), as_json)
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="Folder for all that the demo makes.")] = Path("demo"), as_json: Json = False) -> None:
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for all that the demo makes.")] = Path("demo"), as_json: Json = False
+) -> None:
     """Run the main job on 700 real blood cells that need no download: about two minutes."""
     from .demo import run
 

@@ -9,23 +9,26 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from unicoord_atlas.columns import label_codes, label_column
 from unicoord_atlas.config import RunConfig
-from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.training.finish import macro_f1
 
 from . import export_latents, export_reference, ingest, map_query, train
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 LABEL = "cell_type"
 HELD_OUT = 0.2
@@ -40,12 +43,20 @@ def run(out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     _write_cells(out)
     _step("ingest reference_cells.h5ad --label cell_type --out atlas.zarr")
-    _done_or(lambda: ingest.run(ingest.IngestOptions([str(out / "reference_cells.h5ad")], out / "atlas.zarr", labels=[LABEL])))
+    _done_or(
+        lambda: ingest.run(
+            ingest.IngestOptions([str(out / "reference_cells.h5ad")], out / "atlas.zarr", labels=[LABEL])
+        )
+    )
     _step("train atlas.zarr --discrete cell_type --out run")
     config = RunConfig.load(None, [f'latent.discrete=["{LABEL}"]'])
     train.run(train.TrainOptions(out / "atlas.zarr", out / "run", config))
     _step("export-latents atlas.zarr --run run --out latents.zarr")
-    _done_or(lambda: export_latents.run(export_latents.ExportLatentsOptions(out / "atlas.zarr", out / "run", out / "latents.zarr")))
+    _done_or(
+        lambda: export_latents.run(
+            export_latents.ExportLatentsOptions(out / "atlas.zarr", out / "run", out / "latents.zarr")
+        )
+    )
     _step("export-reference --run run --out reference")
     _done_or(lambda: export_reference.run(export_reference.ExportReferenceOptions(out / "run", out / "reference")))
     _step("map-query held_out_cells.h5ad --reference reference --out mapped.h5ad")
@@ -55,7 +66,10 @@ def run(out: Path) -> dict[str, Any]:
     from .figures import draw_demo
 
     figures = draw_demo(out)
-    _say(f"Done in {time.perf_counter() - started:.0f} s.  Look at {', '.join(str(path) for path in figures)}; all files are in {out}/")
+    _say(
+        f"Done in {time.perf_counter() - started:.0f} s.  "
+        f"Look at {', '.join(str(path) for path in figures)}; all files are in {out}/"
+    )
     return {"out": str(out), **scores}
 
 
@@ -104,8 +118,13 @@ def _write_cells(out: Path) -> None:
         cells = scanpy.datasets.pbmc68k_reduced()
     counts, worst = recover_counts(sp.csr_matrix(cells.raw.X))
     if worst >= TOLERANCE:
-        raise DataError(f"demo: recovered counts are up to {worst:.3f} away from integers; is this scanpy's pbmc68k_reduced?")
-    _say(f"700 human blood cells from scanpy (Zheng et al. 2017); counts recovered within {worst:.3f} of integers in all cells")
+        raise DataError(
+            f"demo: recovered counts are up to {worst:.3f} away from integers; is this scanpy's pbmc68k_reduced?"
+        )
+    _say(
+        "700 human blood cells from scanpy (Zheng et al. 2017); "
+        f"counts recovered within {worst:.3f} of integers in all cells"
+    )
     obs = pd.DataFrame({LABEL: cells.obs["bulk_labels"].astype(str).astype("category")}, index=cells.obs_names)
     adata = anndata.AnnData(counts.astype(np.float32), obs=obs, var=pd.DataFrame(index=cells.raw.var_names))
     held_out = np.zeros(adata.n_obs, np.bool_)
@@ -133,8 +152,6 @@ def _score(mapped: anndata.AnnData) -> dict[str, float]:
 
 def _done_or(job: Any) -> None:
     """Run a job, or go on if an earlier demo has done it."""
-    from .workdir import AlreadyDone
-
     try:
         job()
     except AlreadyDone as done:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unicoord_atlas.batch import CellColumns
+from unicoord_atlas.coordinates import coordinates
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.reference import ReferenceModel
 
-from .coordinates import coordinates, write_anndata, write_parquet
 from .export_reference import model_of_run
 from .workdir import finished_directory
+from .write_coordinates import write_anndata, write_parquet
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BATCH = 1024
 
@@ -36,7 +39,9 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
     folder = model_of_run(options.run)
     reference = ReferenceModel.load(folder)
     if store.schema.genes != reference.schema.genes:
-        raise DataError(f"{options.store}: its genes are not those that {options.run} was trained on; use map-query for other data")
+        raise DataError(
+            f"{options.store}: its genes are not those that {options.run} was trained on; use map-query for other data"
+        )
     with finished_directory(options.out, [options.store, folder], {}) as partial:
         adata = coordinates(reference, _in_order(store), store.obs(), probabilities=True, title="export-latents")
         write_anndata(adata, partial)
@@ -47,6 +52,9 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
 def _in_order(store: CellStore) -> CellStream:
     n = store.n_obs
     columns = CellColumns(
-        store.size_factors.astype(np.float32), np.zeros(n, np.int32), np.zeros((n, 0), np.int32), np.zeros((n, 0), np.float32)
+        store.size_factors.astype(np.float32),
+        np.zeros(n, np.int32),
+        np.zeros((n, 0), np.int32),
+        np.zeros((n, 0), np.float32),
     )
     return CellStream(store, columns, batch_size=BATCH, order="stored")

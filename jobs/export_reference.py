@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.reference import ReferenceModel
 
 from .workdir import finished_directory
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,9 @@ def model_of_run(run: Path) -> Path:
     """The finished model of a run; DataError says how to get one."""
     folder = run / "model"
     if not (folder / "manifest.json").exists():
-        raise DataError(f"{run}: has no finished model; give the same `unicoord-atlas train` command again to go on training")
+        raise DataError(
+            f"{run}: has no finished model; give the same `unicoord-atlas train` command again to go on training"
+        )
     return folder
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import anndata
 import matplotlib as mpl
 
 mpl.use("Agg")
 
+from typing import TYPE_CHECKING
+
 import matplotlib.pyplot as plt
 
 from unicoord_atlas.training.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def draw_demo(folder: Path) -> list[Path]:
@@ -36,7 +40,8 @@ def draw_umap(adata: anndata.AnnData, label: str, path: Path) -> Path:
     codes = adata.obs[label].astype("category").cat
     for number, name in enumerate(codes.categories):
         inside = (codes.codes == number).to_numpy()
-        axes.scatter(*adata.obsm["X_umap"][inside].T, s=8, label=name, color=plt.get_cmap("tab20")(number % 20))
+        x, y = adata.obsm["X_umap"][inside].T
+        axes.scatter(x, y, s=8, label=name, color=plt.get_cmap("tab20")(number % 20))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     axes.set(title=f"Latent coordinates by {label}", xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
     figure.savefig(path, dpi=150)

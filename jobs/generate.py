@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
@@ -17,11 +15,15 @@ from tqdm import tqdm
 from unicoord_atlas.encode import encode_batches
 from unicoord_atlas.errors import UsageError
 from unicoord_atlas.generate import decode_rows, mode_latents, resolve_settings
-from unicoord_atlas.loaders.query_batches import QueryBatches
 from unicoord_atlas.loaders.sources import open_source
+from unicoord_atlas.query import QueryBatches
 from unicoord_atlas.reference import ReferenceModel
 
 from .map_query import write_output
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 MIN_VALUE = 0.01
 """Smaller generated values are dropped: they are what a ReLU leaves of nothing."""
@@ -59,7 +61,10 @@ def run(options: GenerateOptions) -> dict[str, Any]:
         obs[f"{name}_generated"] = value
     provenance = {"reference": options.reference.name, "set_label": dict(options.labels), "set_value": values}
     adata = anndata.AnnData(
-        sp.vstack(rows, format="csr"), obs=obs, var=pd.DataFrame(index=list(reference.own_genes)), uns={"unicoord": provenance}
+        sp.vstack(rows, format="csr"),
+        obs=obs,
+        var=pd.DataFrame(index=list(reference.own_genes)),
+        uns={"unicoord": provenance},
     )
     write_output(adata, options.out, [options.cells, options.reference])
     return {"generated": str(options.out), "cells": adata.n_obs, "genes": adata.n_vars}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from unicoord_atlas.loaders.gene_names import KEY_WORDS, gene_names
+from unicoord_atlas.gene_names import KEY_WORDS, gene_names
 from unicoord_atlas.loaders.labels import UNLABELLED_WORDS, as_texts
 from unicoord_atlas.loaders.source_files import SourceFile, open_file, reading
 from unicoord_atlas.loaders.sources import content_of

@@ -14,9 +14,9 @@ from rich.console import Console
 from tqdm import tqdm
 
 from unicoord_atlas.errors import AlreadyDone, ConfigError, DataError, UsageError
+from unicoord_atlas.gene_names import guess_gene_key, other_key
+from unicoord_atlas.genes import GeneMap, GeneSpace, gene_names, gene_space, map_names, read_gene_table
 from unicoord_atlas.loaders.facts import SourceFacts, collect_facts, join_facts
-from unicoord_atlas.loaders.gene_names import guess_gene_key, other_key
-from unicoord_atlas.loaders.genes import GeneMap, GeneSpace, gene_names, gene_space, map_names, read_gene_table
 from unicoord_atlas.loaders.labels import LabelRules, join_labels, labels_of, unseen_values
 from unicoord_atlas.loaders.obs_table import join_obs, rename_ours, require_unique_names
 from unicoord_atlas.loaders.sources import FileSource, InputKind, find_sources, open_source

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from unicoord_atlas.loaders.gene_names import KEY_WORDS
+from unicoord_atlas.gene_names import KEY_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from unicoord_atlas.coordinates import coordinates
 from unicoord_atlas.errors import DataError
-from unicoord_atlas.loaders.query_batches import Coverage, QueryBatches
 from unicoord_atlas.loaders.sources import InputKind, open_source
+from unicoord_atlas.query import Coverage, QueryBatches
 from unicoord_atlas.reference import ReferenceModel
 
-from .coordinates import coordinates, write_anndata
 from .workdir import finished_directory, finished_file
+from .write_coordinates import write_anndata
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import anndata
 
 LOW_CONFIDENCE = 0.5
@@ -41,7 +43,9 @@ def run(options: MapQueryOptions) -> dict[str, Any]:
     """Stream the query through the encoder; MAPPED keeps the query's own obs, columns and names."""
     reference = ReferenceModel.load(options.reference)
     if options.out.exists() or (options.csv and options.csv.exists()):
-        raise DataError(f"{options.out if options.out.exists() else options.csv} exists; remove it or choose another name")
+        raise DataError(
+            f"{options.out if options.out.exists() else options.csv} exists; remove it or choose another name"
+        )
     with open_source(options.query, options.layer, options.input) as source:
         batches = QueryBatches(source, reference.schema, reference.normalization)
         _say_coverage(options.query, batches.coverage)

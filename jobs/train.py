@@ -7,13 +7,12 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
-from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.plan import Partition
 from unicoord_atlas.loaders.store import CellStore, open_store
@@ -27,6 +26,9 @@ from unicoord_atlas.training.precision import choose_device, choose_precision
 from unicoord_atlas.training.preparation import Preparation, prepare
 
 from .workdir import finished_directory
+
+if TYPE_CHECKING:
+    from unicoord_atlas.config import RunConfig
 
 VALIDATION_BATCH = 1024
 
@@ -69,17 +71,28 @@ def prepare_store(store: CellStore, config: RunConfig) -> Preparation:
 def _table(store: CellStore, name: str) -> pd.DataFrame:
     key = name.removeprefix("obsm:")
     table = store.obsm(key)
-    return table if isinstance(table, pd.DataFrame) else pd.DataFrame(table, columns=[f"{key}_{i}" for i in range(table.shape[1])])
+    return (
+        table
+        if isinstance(table, pd.DataFrame)
+        else pd.DataFrame(table, columns=[f"{key}_{i}" for i in range(table.shape[1])])
+    )
 
 
 def _claim(options: TrainOptions, store: CellStore) -> None:
     """Make the run directory, or see that it is this very run's."""
-    facts = {"atlas": Path(store.uri).name, "fingerprint": store.fingerprint, "settings": options.config.model_dump(mode="json")}
+    facts = {
+        "atlas": Path(store.uri).name,
+        "fingerprint": store.fingerprint,
+        "settings": options.config.model_dump(mode="json"),
+    }
     known = options.out / "run.json"
     if known.exists():
         differs = [key for key, value in facts.items() if read_json(known).get(key) != value]
         if differs:
-            raise DataError(f"{options.out} is another run ({', '.join(differs)} differ); choose another --out, or remove it to start anew")
+            raise DataError(
+                f"{options.out} is another run ({', '.join(differs)} differ); "
+                "choose another --out, or remove it to start anew"
+            )
         return
     if options.out.exists() and any(options.out.iterdir()):
         raise DataError(f"{options.out} exists and is no run of unicoord-atlas; choose another --out")
@@ -93,11 +106,16 @@ def _listed_genes(config: RunConfig, store: CellStore) -> np.ndarray[Any, np.dty
         return None
     path = Path(config.data.genes)
     if not path.exists():
-        raise UsageError(f"data.genes = {config.data.genes!r}: all, highly_variable, or a file with a gene a line; there is no such file")
+        raise UsageError(
+            f"data.genes = {config.data.genes!r}: all, highly_variable, or a file with a gene a line; "
+            "there is no such file"
+        )
     wanted = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()}
     found = np.array([i for i, gene in enumerate(store.schema.genes) if gene in wanted], np.int64)
     if not len(found):
-        raise DataError(f"{path}: none of its genes is in {store.uri}; it wants one gene a line, like {store.schema.genes[0]}")
+        raise DataError(
+            f"{path}: none of its genes is in {store.uri}; it wants one gene a line, like {store.schema.genes[0]}"
+        )
     return found
 
 
@@ -118,7 +136,11 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation) ->
         drop_last=True,
     )
     genes = own_genes(config, store.schema, store.normalization, _listed_genes(config, store))
-    profile = mean_profile(training, store.schema.measured_sg(), store.normalization) if config.model.output_bias == "mean" else None
+    profile = (
+        mean_profile(training, store.schema.measured_sg(), store.normalization)
+        if config.model.output_bias == "mean"
+        else None
+    )
     model = build_model(config, store.schema, store.normalization, prepared, genes, profile).to(accelerator.device)
     model.compute_dtype = choose_precision(config.train, accelerator.device)
     return Training(
@@ -143,7 +165,13 @@ def _finish(options: TrainOptions, store: CellStore, prepared: Preparation, run:
     sample = prepared.training_rows[:: max(len(prepared.training_rows) // 20_000, 1)]
     checked = _in_order(store, prepared, prepared.validation_rows) if len(prepared.validation_rows) else ()
     reference = finished_model(
-        run.model, options.config, prepared, store.schema, store.normalization, _in_order(store, prepared, sample), checked
+        run.model,
+        options.config,
+        prepared,
+        store.schema,
+        store.normalization,
+        _in_order(store, prepared, sample),
+        checked,
     )
     folder = options.out / "model"
     shutil.rmtree(folder, ignore_errors=True)
@@ -158,7 +186,10 @@ def _say_preparation(prepared: Preparation, options: TrainOptions) -> None:
         _say(f"  {label.name}: {len(label.categories)} classes, {sum(label.counts):,} labelled training cells")
         if label.folded:
             rare = ", ".join(f"{name} ({count})" for name, count in label.folded.items())
-            _say(f"  {label.name}: folded into 'other' (under data.min_cells = {options.config.data.min_cells} cells): {rare}")
+            _say(
+                f"  {label.name}: folded into 'other' "
+                f"(under data.min_cells = {options.config.data.min_cells} cells): {rare}"
+            )
 
 
 def _summary(options: TrainOptions, progress: Progress, metrics: dict[str, float]) -> dict[str, Any]:
@@ -176,4 +207,3 @@ def _summary(options: TrainOptions, progress: Progress, metrics: dict[str, float
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
-

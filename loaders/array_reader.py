@@ -16,13 +16,14 @@ _OURS = {"codecs": ["bytes", "blosc"], "index_codecs": ["bytes", "crc32c"], "ind
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A range that is decoded in one piece, and where it goes."""
+    """A range that is decoded in one piece, and where the entries of it that are wanted go."""
 
     chunk: int
-    """Inner chunk that it lies in."""
+    """Inner chunk that it lies in; starts are counted from the chunk's."""
     start: int
-    """First entry, counted from the start of the chunk."""
-    out: NDArray[Any]
+    stop: int
+    pieces: tuple[tuple[int, NDArray[Any]], ...]
+    """(start, destination) of each run of wanted entries."""
 
 
 class EntryReader(Protocol):
@@ -47,12 +48,12 @@ class ArrayReader:
         """A part a range."""
         filled = 0
         for start, stop in spans.tolist():
-            yield Part(0, start, out[filled : filled + stop - start])
+            yield Part(0, start, stop, ((start, out[filled : filled + stop - start]),))
             filled += stop - start
 
     def decode(self, part: Part) -> None:
         """Read one part."""
-        part.out[:] = self._array[part.start : part.start + len(part.out)]
+        part.pieces[0][1][:] = self._array[part.start : part.stop]
 
 
 def is_sharded_blosc(array: Any) -> bool:

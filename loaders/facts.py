@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unicoord_atlas.errors import DataError
+from unicoord_atlas.genes import GeneMap, remap
 from unicoord_atlas.normalization import row_sums
 
-from .genes import GeneMap, remap
 from .in_order import in_order
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .sources import CellSource, CsrBlock
+    from unicoord_atlas.batch import CsrBlock
+
+    from .sources import CellSource
 
 _LARGEST = np.iinfo(np.uint32).max
 

@@ -1,4 +1,4 @@
-"""Reading one window ahead, in a thread, into two buffers that take turns."""
+"""Reading windows ahead: in a thread, into two buffers that take turns, or in processes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle
 from typing import TYPE_CHECKING, TypeVar
 
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
 from .store import CsrBuffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -28,3 +30,37 @@ def read_ahead(tasks: Iterable[Task], read: Callable[[Task, CsrBuffer], Result])
                 yield done.result()
         if pending is not None:
             yield pending.result()
+
+
+def read_in_workers(
+    tasks: Sequence[Task], read: Callable[[Task, CsrBuffer], Result], num_workers: int
+) -> Iterator[Result]:
+    """Yield ``read(task, buffer)`` of each task, in order, from processes; `read` must pickle.
+
+    They are spawned: a forked child hangs at its next parallel operation once torch has run one in the parent.
+    """
+    yield from DataLoader(
+        _Reads(tasks, read),
+        batch_size=None,
+        num_workers=num_workers,
+        multiprocessing_context="spawn",
+        prefetch_factor=1,
+        collate_fn=_as_it_is,
+    )
+
+
+class _Reads(IterableDataset[Result]):
+    """Every so-manieth task in each worker, which is the order in which DataLoader takes them from the workers."""
+
+    def __init__(self, tasks: Sequence[Task], read: Callable[[Task, CsrBuffer], Result]) -> None:
+        self._tasks, self._read = tasks, read
+
+    def __iter__(self) -> Iterator[Result]:
+        worker = get_worker_info()
+        assert worker is not None
+        for task in self._tasks[worker.id :: worker.num_workers]:
+            yield self._read(task, CsrBuffer())
+
+
+def _as_it_is(result: Result) -> Result:
+    return result

@@ -6,11 +6,11 @@ Shapes: n cells (rows), g genes (columns), z non-zeros.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from unicoord_atlas.batch import CsrBlock
 from unicoord_atlas.errors import DataError
 
 from .chunked import ChunkedStretch, FileStretch, Stretch
@@ -24,23 +24,6 @@ if TYPE_CHECKING:
 ENTRIES_PER_BLOCK = 1 << 21
 """Most entries that are held at once for one block: some 50 MB with the copies that work on it makes."""
 _SAMPLES, _SAMPLE_SIZE = 3, 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class CsrBlock:
-    """Consecutive rows as CSR."""
-
-    indptr: NDArray[np.int64]
-    """(n + 1,), from 0."""
-    indices: NDArray[np.integer[Any]]
-    """(z,) column of each entry."""
-    data: NDArray[np.number[Any]]
-    """(z,) in the type of the file."""
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows n."""
-        return len(self.indptr) - 1
 
 
 class RowMatrix(Protocol):

@@ -44,7 +44,7 @@ def draw_rows(
         raise ConfigError("weights must be finite, at least 0, and over 0 for some cell")
     num_draws = int((chosen > 0).sum())
     expected = np.cumsum(chosen) * (num_draws / chosen.sum())
-    expected[-1] = num_draws  # the sum of so many floats may fall a little short
+    expected[expected == expected[-1]] = num_draws  # the sum of so many floats may fall a little short
     drawn = np.diff(np.floor(expected + rng.random()), prepend=0.0).astype(np.int64)
     layers = [np.flatnonzero(drawn > times) for times in range(int(drawn.max()))]
     positions = np.concatenate(layers)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numcodecs import blosc
@@ -21,6 +22,7 @@ from unicoord_atlas.errors import DataError
 
 from .array_reader import Part
 from .shard_file import MISSING, read_index
+from .zarr_layout import BLOSC_BLOCKSIZE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,40 +61,64 @@ class ShardReader:
         self._inner_chunk = inner_chunk
         self._chunks_per_shard = chunks_per_shard
         self._where = where
+        self._near = BLOSC_BLOCKSIZE // dtype.itemsize
+        self._thread = threading.local()
         self._shards: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint64]]] = {}
         self._chunks: dict[int, NDArray[np.uint8]] = {}
 
-    def parts(self, spans: NDArray[np.int64], out: NDArray[np.generic]) -> Iterator[Part]:
-        """Cut entry ranges start:stop at the borders of inner chunks; they fill `out` in the order given."""
+    def parts(self, spans: NDArray[np.int64], out: NDArray[Any]) -> Iterator[Part]:
+        """Cut entry ranges start:stop at the borders of inner chunks; join those so near that they share a block."""
+        pieces: list[tuple[int, NDArray[Any]]] = []
+        last_chunk, stop = -1, 0
+        for chunk, start, piece in self._pieces(spans, out):
+            if pieces and not (chunk == last_chunk and 0 <= start - stop <= self._near):
+                yield Part(last_chunk, pieces[0][0], stop, tuple(pieces))
+                pieces = []
+            pieces.append((start, piece))
+            last_chunk, stop = chunk, start + len(piece)
+        if pieces:
+            yield Part(last_chunk, pieces[0][0], stop, tuple(pieces))
+
+    def _pieces(self, spans: NDArray[np.int64], out: NDArray[Any]) -> Iterator[tuple[int, int, NDArray[Any]]]:
         filled = 0
         for start, stop in spans.tolist():
             while start < stop:
                 chunk, offset = divmod(start, self._inner_chunk)
                 count = min(stop - start, self._inner_chunk - offset)
-                yield Part(chunk, offset, out[filled : filled + count])
+                yield chunk, offset, out[filled : filled + count]
                 start, filled = start + count, filled + count
 
     def decode(self, part: Part) -> None:
         """Read one part; DataError names the shard and its rows if it is damaged."""
-        encoded = self._chunks.get(part.chunk)
+        if len(part.pieces) == 1:
+            self._decode_range(part.chunk, part.start, part.pieces[0][1])
+            return
+        if not hasattr(self._thread, "scratch"):
+            self._thread.scratch = np.empty(self._inner_chunk, self._dtype)
+        scratch = self._thread.scratch[: part.stop - part.start]
+        self._decode_range(part.chunk, part.start, scratch)
+        for start, out in part.pieces:
+            out[:] = scratch[start - part.start : start - part.start + len(out)]
+
+    def _decode_range(self, chunk: int, start: int, out: NDArray[Any]) -> None:
+        encoded = self._chunks.get(chunk)
         if encoded is None:
-            encoded = self._chunks[part.chunk] = self._checked_chunk(part.chunk)
-        if len(part.out) == self._inner_chunk:
-            self._decode_whole(part, encoded, part.out)
+            encoded = self._chunks[chunk] = self._checked_chunk(chunk)
+        if len(out) == self._inner_chunk:
+            self._decode_whole(chunk, encoded, out)
         elif (get_item := _blosc_get_item()) is not None:
-            got = get_item(encoded.ctypes.data, part.start, len(part.out), part.out.ctypes.data)
-            if got != part.out.nbytes:
-                raise self._damaged(part.chunk)
+            if get_item(encoded.ctypes.data, start, len(out), out.ctypes.data) != out.nbytes:
+                raise self._damaged(chunk)
         else:
             whole = np.empty(self._inner_chunk, self._dtype)
-            self._decode_whole(part, encoded, whole)
-            part.out[:] = whole[part.start : part.start + len(part.out)]
+            self._decode_whole(chunk, encoded, whole)
+            out[:] = whole[start : start + len(out)]
 
-    def _decode_whole(self, part: Part, encoded: NDArray[np.uint8], out: NDArray[np.generic]) -> None:
+    def _decode_whole(self, chunk: int, encoded: NDArray[np.uint8], out: NDArray[Any]) -> None:
         try:
             blosc.decompress(encoded, out)
         except RuntimeError as error:
-            raise self._damaged(part.chunk) from error
+            raise self._damaged(chunk) from error
 
     def _checked_chunk(self, chunk: int) -> NDArray[np.uint8]:
         """Encoded bytes of an inner chunk, whose header agrees with the array: blosc believes what a header says."""

@@ -11,7 +11,6 @@ import numpy as np
 
 from unicoord_atlas.errors import DataError, UsageError
 
-from .row_matrix import CsrBlock, RowMatrix
 from .source_files import H5_SUFFIXES, SourceFile, is_zarr, open_file, reading
 
 if TYPE_CHECKING:
@@ -21,7 +20,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = ["CellSource", "CsrBlock", "FileSource", "content_of", "find_sources", "open_source"]
+    from unicoord_atlas.batch import CsrBlock
+
+    from .row_matrix import RowMatrix
+
+__all__ = ["CellSource", "FileSource", "content_of", "find_sources", "open_source"]
 
 InputKind = Literal["counts", "lognorm"]
 Content = Literal["counts", "log-normalized values", "scaled values"]

@@ -38,7 +38,7 @@ class CsrBuffer:
         needed = length * dtype.itemsize
         if name not in self._memory or len(self._memory[name]) < needed:
             self._memory.pop(name, None)
-            self._memory[name] = np.empty(needed, np.uint8)
+            self._memory[name] = np.empty(needed + needed // 8, np.uint8)  # the next may be somewhat larger
         return self._memory[name][:needed].view(dtype)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from unicoord_atlas.errors import ConfigError, DataError
 
 from .plan import ALONE, Cut, EpochPlan, Order, Partition
-from .prefetch import read_ahead
+from .prefetch import read_ahead, read_in_workers
 from .sampling import draw_rows
-from .window import BatchMemory, Window, read_window
+from .window import Window, read_window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .store import CellStore, CsrBuffer
 
 STATE_VERSION = 1
-_WINDOWS_IN_MEMORY = 2
 
 
 class CellStream:
@@ -54,12 +53,14 @@ class CellStream:
     block_cells
         Cells read in one piece.
     memory_bytes
-        What the window in use and the one that is read ahead take together, at most.
+        What the window in use and those that are read ahead take together, at most.
     partition
         Which share of the cells this process gets.
     drop_last
         Leave out the cells of each rank's last, smaller batch.  Otherwise a cell of weight 0 pads the last batch of a
         rank that has one cell less than the others.
+    num_workers
+        Processes that read; 0 reads in threads of this one, which is faster unless the store decodes in Python.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class CellStream:
         memory_bytes: int = 1 << 30,
         partition: Partition = ALONE,
         drop_last: bool = False,
+        num_workers: int = 0,
     ) -> None:
         if rows is not None and (
             np.any(np.diff(rows) <= 0) or (len(rows) and not 0 <= rows[0] <= rows[-1] < store.n_obs)
@@ -90,10 +92,10 @@ class CellStream:
         self._weights = weights
         self._rank = partition.rank
         self._drop_last = drop_last
+        self._num_workers = num_workers
         cut = Cut(partition.world_size, batch_size, 1, block_cells)
-        fits = min(window_cells, cells_in_memory(store, rows, block_cells, memory_bytes // _WINDOWS_IN_MEMORY))
+        fits = min(window_cells, cells_in_memory(store, rows, block_cells, memory_bytes // (2 + 2 * num_workers)))
         self._cut = replace(cut, window_batches=max(fits // batch_size, 1))
-        self._memory = BatchMemory()
         self._epoch = 0
         self._past: tuple[tuple[Cut, int], ...] = ()
         """Cuts that this epoch was read with before, and the batches each rank delivered."""
@@ -113,7 +115,7 @@ class CellStream:
         first = self._done = self._start
         size = self._cut.batch_size
         windows = range(plan.window_of(first), plan.num_windows)
-        for number, window in zip(windows, read_ahead(windows, partial(self._read, plan, rows)), strict=True):
+        for number, window in zip(windows, self._windows(windows, plan, rows), strict=True):
             start, stop = plan.window_starts[number : number + 2].tolist()
             for batch in range(max(start, first), stop):
                 minibatch = self._batch(window, (batch - start) * size, (batch + 1 - start) * size)
@@ -177,12 +179,15 @@ class CellStream:
     def _plan_of(self, num_cells: int, cut: Cut, part: int) -> EpochPlan:
         return EpochPlan(num_cells, cut, (self._seed, self._epoch, part), self._order, self._drop_last)
 
-    def _read(self, plan: EpochPlan, rows: NDArray[np.int64] | None, number: int, buffer: CsrBuffer) -> Window:
-        return read_window(self._store, plan.window(self._rank, number), rows, buffer)
+    def _windows(self, numbers: range, plan: EpochPlan, rows: NDArray[np.int64] | None) -> Iterator[Window]:
+        read = partial(_read, self._store, plan, self._rank, rows)
+        if self._num_workers:
+            return read_in_workers(numbers, read, self._num_workers)
+        return read_ahead(numbers, read)
 
     def _batch(self, window: Window, start: int, stop: int) -> MiniBatch:
         return self._columns.batch(
-            window.batch_counts(start, stop, self._memory), window.rows[start:stop], window.weights[start:stop]
+            window.batch_counts(start, stop), window.rows[start:stop], window.weights[start:stop]
         )
 
     def _fingerprint(self) -> str:
@@ -190,6 +195,12 @@ class CellStream:
         for chosen in (self._selected, self._weights):
             digest.update(b"all" if chosen is None else chosen.tobytes())
         return digest.hexdigest()
+
+
+def _read(
+    store: CellStore, plan: EpochPlan, rank: int, rows: NDArray[np.int64] | None, number: int, buffer: CsrBuffer
+) -> Window:
+    return read_window(store, plan.window(rank, number), rows, buffer)
 
 
 def cells_in_memory(store: CellStore, rows: NDArray[np.int64] | None, block_cells: int, memory_bytes: int) -> int:

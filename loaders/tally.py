@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .sources import CsrBlock
+    from unicoord_atlas.batch import CsrBlock
 
 
 @dataclass(frozen=True, slots=True)

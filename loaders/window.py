@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from unicoord_atlas.batch import SparseRows
@@ -29,9 +29,9 @@ class Window:
     weights: NDArray[np.float32]
     num_genes: int
 
-    def batch_counts(self, start: int, stop: int, memory: BatchMemory) -> SparseRows:
+    def batch_counts(self, start: int, stop: int) -> SparseRows:
         """Counts of the start-th to stop-th cell to deliver; a copy."""
-        taken = take_rows(self.counts, self.order[start:stop], memory)
+        taken = take_rows(self.counts, self.order[start:stop])
         return SparseRows(
             torch.from_numpy(taken.indptr),
             torch.from_numpy(taken.indices),
@@ -51,37 +51,21 @@ def read_window(store: CellStore, plan: WindowPlan, rows: NDArray[np.int64] | No
     return Window(counts, read[plan.order], plan.order, plan.weights, store.n_vars)
 
 
-def take_rows(counts: CsrRows, picks: NDArray[np.int64], memory: BatchMemory) -> CsrRows:
-    """The picked rows, in the order given; copies.
-
-    A slice a run of rows: an index a non-zero, as fancy indexing needs, would cost ten times as much.
-    """
+def take_rows(counts: CsrRows, picks: NDArray[np.int64]) -> CsrRows:
+    """The picked rows, in the order given; copies."""
     indptr = np.zeros(len(picks) + 1, np.int64)
     np.cumsum(counts.indptr[picks + 1] - counts.indptr[picks], out=indptr[1:])
-    starts, stops = counts.indptr[
-        find_runs(picks)
-    ].T.tolist()  # flat lists: objects that hold others wake the collector
-    indices, data = (memory.array(int(indptr[-1]), stored.dtype) for stored in (counts.indices, counts.data))
-    for stored, taken in ((counts.indices, indices), (counts.data, data)):
-        np.concatenate([stored[start:stop] for start, stop in zip(starts, stops, strict=True)], out=taken)
-    return CsrRows(indptr, indices, data)
+    wanted = pa.array(picks)
+    return CsrRows(indptr, *(_take(counts.indptr, values, wanted) for values in (counts.indices, counts.data)))
 
 
-class BatchMemory:
-    """Memory for batches that is used again once nobody refers to it: page faults would double the cost of a copy."""
+def _take(indptr: NDArray[np.int64], values: NDArray[Any], picks: pa.Array) -> NDArray[Any]:
+    """Entries of the picked rows.
 
-    _KEPT = 8
-    _UNUSED = 3  # references: the list, the loop's name, and the argument of getrefcount
-
-    def __init__(self) -> None:
-        self._blocks: list[NDArray[np.uint8]] = []
-
-    def array(self, length: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """An array of any content; it may be kept for as long as one likes."""
-        needed = length * dtype.itemsize
-        for block in self._blocks:
-            if len(block) >= needed and sys.getrefcount(block) == self._UNUSED:
-                return block[:needed].view(dtype)
-        fresh = np.empty(needed + needed // 4, np.uint8)  # the next batch may be somewhat larger
-        self._blocks = [*self._blocks[1 - self._KEPT :], fresh]
-        return fresh[:needed].view(dtype)
+    To Arrow a row is a byte string: it takes strings with a memcpy each, without Python's lock, into memory that its
+    pool uses again.  Fancy indexing, with an index a non-zero, would cost ten times as much; a slice a row, twice.
+    """
+    offsets, content = pa.py_buffer(indptr * values.itemsize), pa.py_buffer(values)
+    strings = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(indptr) - 1, [None, offsets, content])
+    taken = strings.take(picks).buffers()[2]
+    return np.frombuffer(taken, values.dtype) if taken else np.empty(0, values.dtype)

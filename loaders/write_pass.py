@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .genes import GeneMap, remap
+from unicoord_atlas.batch import CsrBlock
+from unicoord_atlas.genes import GeneMap, remap
+
 from .in_order import in_order
-from .sources import CellSource, CsrBlock
 from .tally import BlockSums, Tally, block_sums
 from .zarr_writer import AtlasWriter
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from unicoord_atlas.normalization import Normalization
 
+    from .sources import CellSource
     from .zarr_layout import MatrixLayout
 
 _TALLY = "tally.npz"

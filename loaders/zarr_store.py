@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .array_reader import EntryReader, Part
 
-READ_THREADS = 2
+READ_THREADS = min(os.cpu_count() or 2, 8)
 
 
 class ZarrStore:
@@ -123,7 +123,11 @@ class ZarrStore:
     @cached_property
     def _readers(self) -> tuple[EntryReader, EntryReader]:
         data, indices = self._group[names.DATA], self._group[names.INDICES]
-        if is_sharded_blosc(data) and is_sharded_blosc(indices) and data.shards == indices.shards:
+        if (
+            is_sharded_blosc(data)
+            and is_sharded_blosc(indices)
+            and (data.chunks, data.shards) == (indices.chunks, indices.shards)
+        ):
             return self._reader(names.DATA, data.dtype), self._reader(names.INDICES, indices.dtype)
         return ArrayReader(data), ArrayReader(indices)
 

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from unicoord_atlas.batch import CsrBlock
     from unicoord_atlas.normalization import Normalization
     from unicoord_atlas.schema import AtlasSchema
 
-    from .sources import CsrBlock
     from .zarr_layout import MatrixLayout
 
 _EMPTY = ("obsm", "obsp", "varm", "varp", "layers")

@@ -14,7 +14,9 @@ def sparse_rows(dense: np.ndarray) -> SparseRows:
     return SparseRows(rows.crow_indices(), rows.col_indices().to(torch.int32), rows.values(), dense.shape[1])
 
 
-def counts_of_types(num_cells: int = 60, num_genes: int = 40, num_types: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def counts_of_types(
+    num_cells: int = 60, num_genes: int = 40, num_types: int = 3, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Poisson counts of cells whose types have marker genes of their own; and the types."""
     rng = np.random.default_rng(seed)
     rates = rng.gamma(0.5, 1.0, (num_types, num_genes))  # drawn first: the same types whatever the number of cells
@@ -25,7 +27,10 @@ def counts_of_types(num_cells: int = 60, num_genes: int = 40, num_types: int = 3
 
 
 def minibatch(
-    counts: np.ndarray, codes: np.ndarray | None = None, values: np.ndarray | None = None, sources: np.ndarray | None = None
+    counts: np.ndarray,
+    codes: np.ndarray | None = None,
+    values: np.ndarray | None = None,
+    sources: np.ndarray | None = None,
 ) -> MiniBatch:
     """A minibatch of dense counts; labels are (n, l) codes and (n, c) values."""
     n = len(counts)

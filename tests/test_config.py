@@ -72,7 +72,12 @@ _VALUES = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from([*RunConfig.model_fields, "x"]), _VALUES | st.dictionaries(st.sampled_from(["epochs", "beta", "genes"]), _VALUES)))
+@given(
+    st.dictionaries(
+        st.sampled_from([*RunConfig.model_fields, "x"]),
+        _VALUES | st.dictionaries(st.sampled_from(["epochs", "beta", "genes"]), _VALUES),
+    )
+)
 def test_any_content_is_a_config_or_a_config_error(given):
     try:
         config = RunConfig.of(given)

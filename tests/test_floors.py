@@ -55,7 +55,10 @@ def breaches(source: str, folder: Path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down_and_are_spelled_one_way(path):
-    assert list(breaches(path.read_text(), path.parent)) == []
+    found = list(breaches(path.read_text(), path.parent))
+    if path == ROOT / "unicoord_atlas" / "__init__.py":  # the public face names, lazily, what lies on every floor
+        found = [breach for breach in found if not breach.startswith("import unicoord_atlas.jobs.fit.fit")]
+    assert found == []
 
 
 @pytest.mark.parametrize(

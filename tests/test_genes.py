@@ -6,9 +6,10 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unicoord_atlas.batch import CsrBlock
 from unicoord_atlas.errors import DataError
-from unicoord_atlas.loaders.gene_names import choose_key, gene_names, guess_gene_key
-from unicoord_atlas.loaders.genes import (
+from unicoord_atlas.gene_names import choose_key, gene_names, guess_gene_key
+from unicoord_atlas.genes import (
     GeneMap,
     intersection_space,
     listed_space,
@@ -17,7 +18,6 @@ from unicoord_atlas.loaders.genes import (
     remap,
     union_space,
 )
-from unicoord_atlas.loaders.sources import CsrBlock
 from unicoord_atlas.schema import AtlasSchema
 
 E1, E2, E3 = "ENSG00000000001", "ENSG00000000002", "ENSG00000000003"

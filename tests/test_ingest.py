@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
+from unicoord_atlas.genes import GeneMap
 from unicoord_atlas.jobs import ingest
 from unicoord_atlas.jobs.ingest import IngestOptions, run
 from unicoord_atlas.loaders import write_pass
-from unicoord_atlas.loaders.genes import GeneMap
 from unicoord_atlas.loaders.obs_table import join_obs
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.zarr_layout import MatrixLayout

@@ -42,7 +42,9 @@ def test_regression_has_no_gradient_where_the_label_is_missing():
 
 
 def test_classification_by_hand():
-    loss = classification(torch.tensor([[0.0, math.log(3)], [5.0, 1.0]]), torch.tensor([1, -1]), torch.tensor([1.0, 2.0]))
+    loss = classification(
+        torch.tensor([[0.0, math.log(3)], [5.0, 1.0]]), torch.tensor([1, -1]), torch.tensor([1.0, 2.0])
+    )
     assert loss.tolist() == pytest.approx([2 * -math.log(0.75), 0.0])
 
 
@@ -71,8 +73,14 @@ def test_capacity_rises_to_its_end():
 
 def _objective(config: LossConfig = LossConfig()) -> tuple[Objective, JointVAE]:
     latent = LatentSpec(
-        discrete=(DiscreteLatent(name="cell_type", num_categories=3), DiscreteLatent(name="cell_class", num_categories=2)),
-        continuous=(ContinuousLatent(name="time", offset=10.0, scale=2.0), ContinuousLatent(name="z", supervised=False)),
+        discrete=(
+            DiscreteLatent(name="cell_type", num_categories=3),
+            DiscreteLatent(name="cell_class", num_categories=2),
+        ),
+        continuous=(
+            ContinuousLatent(name="time", offset=10.0, scale=2.0),
+            ContinuousLatent(name="z", supervised=False),
+        ),
     )
     facts = LabelFacts((torch.tensor([10.0, 20.0, 30.0]), torch.tensor([30.0, 30.0])), (0.5, 1.0), torch.tensor([0.25]))
     tree = Hierarchy("cell_class", "cell_type", np.array([[1, 0], [1, 0], [0, 1]], np.float32))
@@ -100,7 +108,8 @@ def test_objective_is_the_weighted_sum_of_its_formulas():
     known = torch.arange(60) % 4 == 0
     expected = {
         "reconstruction": output.errors_n.mean(),
-        "kl": 0.15 * (gaussian_kl(p.mean_nd, p.logvar_nd) + categorical_kl(p.logits[0]) + categorical_kl(p.logits[1])).mean(),
+        "kl": 0.15
+        * (gaussian_kl(p.mean_nd, p.logvar_nd) + categorical_kl(p.logits[0]) + categorical_kl(p.logits[1])).mean(),
         "regression": 100 * (p.mean_nd[known, 0] - 1.0).square().sum() / (60 * 0.25),
         "classification": 100 * (first + second),
         "hierarchical": 10 * hierarchical(p.logits[0], p.logits[1], torch.tensor([[1.0, 0], [1, 0], [0, 1]])).mean(),
@@ -115,7 +124,7 @@ def test_terms_of_halves_add_up_to_the_whole():
     objective, model = _objective()
     batch = _labelled_batch()
     whole = objective(model(batch), batch, 0).terms
-    counts, types = counts_of_types()
+    counts, _types = counts_of_types()
     codes, values = batch.codes_nl.numpy(), batch.values_nc.numpy()
     halves = [minibatch(counts[part], codes[part], values[part]) for part in (slice(0, 30), slice(30, 60))]
     parts = [objective(model(half), half, 0).terms for half in halves]

@@ -28,7 +28,11 @@ def decoding():
     measured = torch.rand(3, G, generator=generator) < 0.8
     measured[:, :8] = True  # one tile without a gap
     sources = torch.randint(0, 3, (N,), generator=generator)
-    x = torch.rand(N, G, generator=generator).float().double() * (torch.rand(N, G, generator=generator) < 0.4) * measured[sources]
+    x = (
+        torch.rand(N, G, generator=generator).float().double()
+        * (torch.rand(N, G, generator=generator) < 0.4)
+        * measured[sources]
+    )
     parameters = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((N, H), (G, H), (G,))]
     return x, measured, sources, [p.requires_grad_() for p in parameters], torch.rand(N, generator=generator).double()
 
@@ -69,7 +73,9 @@ def test_fused_decode_passes_gradcheck(decoding):
 def test_fused_decode_in_bf16_is_close(decoding):
     x, measured, sources, parameters, weights = decoding
     singles = [p.detach().float().requires_grad_() for p in parameters]
-    total, _ = fused_decode_error(*singles, weights.float(), _target(x.float(), measured, sources), DecodeOptions(torch.bfloat16, tile=8))
+    total, _ = fused_decode_error(
+        *singles, weights.float(), _target(x.float(), measured, sources), DecodeOptions(torch.bfloat16, tile=8)
+    )
     expected, _ = _plain(x, measured, sources, parameters, weights, "y_or_x")
     assert total.item() == pytest.approx(expected.item(), rel=0.02)
     for ours, theirs in zip(torch.autograd.grad(total, singles), torch.autograd.grad(expected, parameters)):
@@ -90,14 +96,19 @@ def test_sparse_linear_equals_dense_linear():
 
 def _spec(**changes) -> NetworkSpec:
     latent = LatentSpec(
-        discrete=(DiscreteLatent(name="cell_type", num_categories=3), DiscreteLatent(name="u", num_categories=2, supervised=False)),
+        discrete=(
+            DiscreteLatent(name="cell_type", num_categories=3),
+            DiscreteLatent(name="u", num_categories=2, supervised=False),
+        ),
         continuous=(ContinuousLatent(name="time"), ContinuousLatent(name="unsupervised_0", supervised=False)),
     )
     return NetworkSpec(num_genes=40, latent=latent, model=ModelConfig(hidden=(16, 12, 8)), **changes)
 
 
 def test_joint_vae_has_the_paper_s_layers():
-    shapes = {name: tuple(tensor.shape) for name, tensor in JointVAE(_spec()).named_parameters() if name.endswith("weight")}
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in JointVAE(_spec()).named_parameters() if name.endswith("weight")
+    }
     assert shapes == {
         "input_layer.weight": (40, 16),
         "encoder.0.weight": (12, 16),
@@ -136,7 +147,10 @@ def test_reconstruction_error_is_that_of_the_decoded_cells():
 def test_the_decoder_never_sees_the_labels():
     counts, types = counts_of_types()
     model = JointVAE(_spec())
-    errors = [model(minibatch(counts, (types[:, None] + shift) % 3), Noise(0, 0, torch.arange(60))).errors_n for shift in (0, 1)]
+    errors = [
+        model(minibatch(counts, (types[:, None] + shift) % 3), Noise(0, 0, torch.arange(60))).errors_n
+        for shift in (0, 1)
+    ]
     assert torch.equal(*errors)
 
 
@@ -154,7 +168,11 @@ def test_a_model_of_some_genes_ignores_the_others():
 
 def test_samples_approach_the_posterior():
     rows = torch.arange(4000)
-    posterior = Posterior(torch.full((4000, 1), 2.0), torch.full((4000, 1), np.log(0.25)), (torch.tensor([[1.0, 0.0, -1.0]]).repeat(4000, 1),))
+    posterior = Posterior(
+        torch.full((4000, 1), 2.0),
+        torch.full((4000, 1), np.log(0.25)),
+        (torch.tensor([[1.0, 0.0, -1.0]]).repeat(4000, 1),),
+    )
     drawn = posterior.sample(Noise(0, 0, rows), temperature=0.01)
     assert drawn[:, 3].mean().item() == pytest.approx(2.0, abs=0.03)
     assert drawn[:, 3].std().item() == pytest.approx(0.5, abs=0.03)

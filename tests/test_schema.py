@@ -61,7 +61,7 @@ def test_fold_rare_joins_small_classes_and_those_called_other():
     assert folded.counts == (50, 60, 8)
     assert folded.folded == {"rare": 3}
     assert new_code.tolist() == [0, 2, 1, 2]
-    with pytest.raises(UsageError, match="folded into 'other'.*B, T, other"):
+    with pytest.raises(UsageError, match=r"folded into 'other'.*B, T, other"):
         folded.code("rare")
 
 
@@ -74,7 +74,9 @@ def test_codes_follow_the_column_s_categories():
     obs = pd.DataFrame({"t": pd.Categorical(["y", "x", None, "z", "y"])})
     column = LabelColumn(name="t", categories=("x", "y"), counts=(1, 2))
     assert label_codes(obs, column).tolist() == [1, 0, -1, -1, 1]
-    assert label_column(obs, "t") == LabelColumn(name="t", categories=("x", "y", "z"), counts=(1, 2, 1), num_unlabelled=1)
+    assert label_column(obs, "t") == LabelColumn(
+        name="t", categories=("x", "y", "z"), counts=(1, 2, 1), num_unlabelled=1
+    )
 
 
 def test_continuous_values_take_numbers_in_any_dress():
@@ -82,9 +84,9 @@ def test_continuous_values_take_numbers_in_any_dress():
     titles, values = continuous_values(obs, {"S": pd.DataFrame({"set": [3.0, 4.0]})}, ["a", "b", "obsm:S"])
     assert titles == ("a", "b", "set")
     np.testing.assert_array_equal(values, [[1, 0.5, 3], [2, np.nan, 4]])
-    with pytest.raises(DataError, match="'late'.*c1"):
+    with pytest.raises(DataError, match=r"'late'.*c1"):
         continuous_values(pd.DataFrame({"t": ["late"]}, index=["c1"]), {}, ["t"])
-    with pytest.raises(UsageError, match="'x'.*a, b"):
+    with pytest.raises(UsageError, match=r"'x'.*a, b"):
         continuous_values(obs, {}, ["x"])
 
 
@@ -99,5 +101,5 @@ def test_hierarchy_of_columns_reads_the_tree_off_the_cells():
     child = LabelColumn(name="type", categories=("B", "Mono", "other"), counts=(2, 1, 2))
     tree = hierarchy_of_columns(parent, child, np.array([0, 0, 1, 0, 1]), np.array([0, 0, 1, 2, 2]))
     assert tree.parents_kp.tolist() == [[1, 0], [0, 1], [0.5, 0.5]]
-    with pytest.raises(DataError, match="'B' has more than one parent: 'L'.*'M'"):
+    with pytest.raises(DataError, match=r"'B' has more than one parent: 'L'.*'M'"):
         hierarchy_of_columns(parent, child, np.array([0, 1]), np.array([0, 0]))

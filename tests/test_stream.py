@@ -56,6 +56,15 @@ def test_every_cell_comes_once_an_epoch_over_all_ranks(store, world_size, rows, 
         assert len(batches[0]) == len(streams[0])
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_workers_deliver_the_same_batches(store, rank):
+    alone, with_workers = make(store, rank, 2), make(store, rank, 2, num_workers=2)
+    for one, other in zip(alone, with_workers, strict=True):
+        assert one.rows_n.tolist() == other.rows_n.tolist()
+        assert one.counts.data.tolist() == other.counts.data.tolist()
+    assert with_workers.state_dict() == alone.state_dict()
+
+
 def test_batches_carry_the_right_cells(store, counts):
     batches = list(make(store))
     assert (batches[0].counts.indices.dtype, batches[0].counts.data.dtype) == (torch.uint16, torch.uint16)

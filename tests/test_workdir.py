@@ -3,9 +3,9 @@ import os
 
 import pytest
 
-from unicoord_atlas.errors import DataError
+from unicoord_atlas.errors import AlreadyDone, DataError
 from unicoord_atlas.jobs import check
-from unicoord_atlas.jobs.workdir import AlreadyDone, finished_directory, finished_file
+from unicoord_atlas.jobs.workdir import finished_directory, finished_file
 
 
 class Killed(BaseException):

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from stores import finish, random_counts, small_layout, write_rows, write_store
 from zarr.codecs import ZstdCodec
 
+from unicoord_atlas.batch import CsrBlock
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
 from unicoord_atlas.jobs import check
 from unicoord_atlas.jobs.workdir import finished_directory
 from unicoord_atlas.loaders import shard_reader
-from unicoord_atlas.loaders.row_matrix import CsrBlock
 from unicoord_atlas.loaders.store import CsrBuffer, open_store
 from unicoord_atlas.loaders.zarr_layout import count_dtype, index_dtype
 from unicoord_atlas.loaders.zarr_writer import AtlasWriter, is_whole
@@ -145,7 +145,7 @@ def test_types_are_the_smallest_that_fit():
         count_dtype(2**32)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(st.integers(0, NUM_ROWS), st.integers(1, 90))
 def test_killed_writer_goes_on_to_the_same_bytes(atlas, counts, tmp_path_factory, stop, rows_per_block):
     out, layout = tmp_path_factory.mktemp("resumed") / "atlas.zarr", small_layout(counts)

@@ -1,6 +1,6 @@
 """Learn a coordinate system of cells from whole atlases.
 
-    from . import JointVAE, ReferenceModel, AtlasSchema, RunConfig, fit
+from unicoord_atlas import JointVAE, ReferenceModel, AtlasSchema, RunConfig, fit
 """
 
 from __future__ import annotations
@@ -8,22 +8,24 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
+    from unicoord_atlas.jobs.fit import fit  # the public face names what lies on every floor
+    from unicoord_atlas.model.joint_vae import JointVAE
+
     from .config import RunConfig
-    from .memory import fit
-    from .model.joint_vae import JointVAE
     from .reference import ReferenceModel
     from .schema import AtlasSchema
 
 __all__ = ["AtlasSchema", "JointVAE", "ReferenceModel", "RunConfig", "__version__", "fit"]
-__version__ = "0.1.0"
 
 _HOMES = {
     "AtlasSchema": "schema",
     "JointVAE": "model.joint_vae",
     "ReferenceModel": "reference",
     "RunConfig": "config",
-    "fit": "memory",
+    "fit": "jobs.fit",
 }
 
 

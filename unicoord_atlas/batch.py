@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class CsrBlock:
+    """Consecutive rows as CSR."""
+
+    indptr: NDArray[np.int64]
+    """(n + 1,), from 0."""
+    indices: NDArray[np.integer]
+    """(z,) column of each entry."""
+    data: NDArray[np.number]
+    """(z,) in the type of the file."""
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows n."""
+        return len(self.indptr) - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from .errors import DataError, UsageError
 from .schema import UNLABELLED, LabelColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
 
 def label_codes(obs: pd.DataFrame, column: LabelColumn) -> NDArray[np.int32]:
@@ -20,7 +24,8 @@ def label_codes(obs: pd.DataFrame, column: LabelColumn) -> NDArray[np.int32]:
     position = {category: code for code, category in enumerate(column.categories)}
     # One look-up a category, not a cell; the last entry answers for code -1, which is missing.
     new_codes = np.array([position.get(str(c), UNLABELLED) for c in values.cat.categories] + [UNLABELLED], np.int32)
-    return new_codes[values.cat.codes.to_numpy()]
+    codes: NDArray[np.int32] = new_codes[values.cat.codes.to_numpy()]
+    return codes
 
 
 def label_column(obs: pd.DataFrame, name: str) -> LabelColumn:
@@ -73,5 +78,7 @@ def _numbers(values: pd.Series) -> NDArray[np.float32]:
         )
     result: NDArray[np.float32] = numbers.to_numpy(np.float32, na_value=np.nan)
     if np.isinf(result).any():
-        raise DataError(f"continuous column {values.name!r}: infinite (cell {values.index[int(np.isinf(result).argmax())]})")
+        raise DataError(
+            f"continuous column {values.name!r}: infinite (cell {values.index[int(np.isinf(result).argmax())]})"
+        )
     return result

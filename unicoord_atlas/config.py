@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
 
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pydantic.fields import FieldInfo
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -53,7 +56,9 @@ class LatentConfig(_Section):
     diffusion: Count = Field(0, description="the first so many unsupervised continuous ones")
     unsupervised_discrete: tuple[Size, ...] = Field((), description="their numbers of categories")
     temperature: Annotated[float, Field(gt=0)] = 0.67
-    standardize: bool = Field(True, description="* continuous labels are learned standardized; values come back in their units")
+    standardize: bool = Field(
+        True, description="* continuous labels are learned standardized; values come back in their units"
+    )
 
 
 class LossConfig(_Section):
@@ -77,17 +82,21 @@ class AugmentConfig(_Section):
     """Changes to the encoder's input while training."""
 
     thinning: Share = Field(
-        0.5, description="* keep probability ~ U(1 - thinning, 1) per cell on the encoder's raw counts; target unthinned"
+        0.5,
+        description="* keep probability ~ U(1 - thinning, 1) per cell on the encoder's raw counts; target unthinned",
     )
     gene_dropout: Share = Field(
-        0.0, description="* share ~ U(0, gene_dropout) per cell of genes hidden from the encoder: a query lacks genes, too"
+        0.0,
+        description="* share ~ U(0, gene_dropout) per cell of genes hidden from the encoder: a query lacks genes, too",
     )
 
 
 class ModelConfig(_Section):
     """Sizes of the network."""
 
-    hidden: Annotated[tuple[Size, ...], Field(min_length=1)] = Field((512, 256, 128), description="the decoder mirrors it")
+    hidden: Annotated[tuple[Size, ...], Field(min_length=1)] = Field(
+        (512, 256, 128), description="the decoder mirrors it"
+    )
     dropout: Share = 0.1
     output_bias: Literal["mean", "default"] = Field("mean", description="* starts at the training cells' mean profile")
     relu_gradient: Literal["y_or_x", "y"] = Field(
@@ -104,7 +113,9 @@ class TrainConfig(_Section):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     warmup_steps: Count = 200
     clip_norm: Weight = Field(0.0, description="0 = off")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto = bf16 where the hardware multiplies it faster")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto = bf16 where the hardware multiplies it faster"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     early_stopping_patience: Count = Field(10, description="epochs without a better validation loss; 0 = off")
     checkpoint_every_steps: Size = 500
@@ -115,7 +126,9 @@ class StreamConfig(_Section):
     """How cells come from disk."""
 
     window_cells: Size = Field(20_000, description="cells shuffled together in memory: the paper's chunk_size")
-    memory: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(KiB|MiB|GiB)$")] = Field("1GiB", description="window and read-ahead fit in it")
+    memory: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(KiB|MiB|GiB)$")] = Field(
+        "1GiB", description="window and read-ahead fit in it"
+    )
 
     @property
     def memory_bytes(self) -> int:
@@ -144,13 +157,15 @@ class RunConfig(_Section):
 
     @classmethod
     def load(cls, path: Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
-        """Read a TOML file (or none) and apply ``a.b=c`` overrides, whose values are TOML; ConfigError names the key."""
+        """Read a TOML file (or none) and apply ``a.b=c`` overrides, their values TOML; ConfigError names the key."""
         given: dict[str, Any] = {}
         if path is not None:
             try:
                 given = tomllib.loads(path.read_text(encoding="utf-8"))
             except FileNotFoundError as error:
-                raise ConfigError(f"{path}: no such file; `unicoord-atlas config --default` prints one to start from") from error
+                raise ConfigError(
+                    f"{path}: no such file; `unicoord-atlas config --default` prints one to start from"
+                ) from error
             except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
                 raise ConfigError(f"{path}: not a readable TOML file ({error})") from error
         for override in overrides:
@@ -244,7 +259,11 @@ def _explain(error: ValidationError, where: str) -> str:
         return f"{where}: unknown setting {'.'.join(path)!r}; it can be one of: {', '.join(section.model_fields)}"
     annotation = RunConfig.model_fields.get(path[0])
     kind = annotation.annotation if annotation else None
-    field = kind.model_fields.get(path[1]) if len(path) > 1 and isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    field = (
+        kind.model_fields.get(path[1])
+        if len(path) > 1 and isinstance(kind, type) and issubclass(kind, BaseModel)
+        else None
+    )
     allowed = _allowed(field)
     return f"{where}: {'.'.join(path)} = {first['input']!r}: {first['msg']}{f' ({allowed})' if allowed else ''}"
 

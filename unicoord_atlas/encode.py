@@ -5,15 +5,20 @@ Shapes: n cells, d continuous dimensions, k categories.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from .batch import MiniBatch
-from .model.joint_vae import JointVAE
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from unicoord_atlas.model.joint_vae import JointVAE
+
+    from .batch import MiniBatch
 
 
 @dataclass(frozen=True, slots=True)

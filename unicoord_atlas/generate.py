@@ -5,18 +5,21 @@ Shapes: n cells, g genes, d continuous dimensions, k categories, w width of a de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from .encode import Encoded, own_units
 from .errors import UsageError
 
 if TYPE_CHECKING:
-    from .model.joint_vae import JointVAE
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from unicoord_atlas.model.joint_vae import JointVAE
+
     from .reference import ReferenceModel
 
 
@@ -57,10 +60,15 @@ def resolve_settings(
     continuous = [latent.name for latent in reference.config.network.latent.continuous]
     for name in labels:
         if name not in names:
-            raise UsageError(f"--set-label {name}=...: no such label; it can be one of: {', '.join(sorted(names)) or 'none'}")
+            raise UsageError(
+                f"--set-label {name}=...: no such label; it can be one of: {', '.join(sorted(names)) or 'none'}"
+            )
     for name in values:
         if name not in continuous:
-            raise UsageError(f"--set-value {name}=...: no such continuous dimension; it can be one of: {', '.join(continuous) or 'none'}")
+            raise UsageError(
+                f"--set-value {name}=...: no such continuous dimension; "
+                f"it can be one of: {', '.join(continuous) or 'none'}"
+            )
     return {name: reference.label(name).code(category) for name, category in labels.items()}, dict(values)
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .errors import ConfigError, DataError
-from .schema import LabelColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from .schema import LabelColumn
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +29,13 @@ class Hierarchy:
 
 
 def parse_hierarchy(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """("cell_class > cell_type",) to (("cell_class", "cell_type"),); a chain "a > b > c" gives each neighbouring pair."""
+    """("cell_class > cell_type",) to (("cell_class", "cell_type"),); "a > b > c" gives each neighbouring pair."""
     pairs: list[tuple[str, str]] = []
     for text in texts:
         levels = [part.strip() for part in text.split(">")]
         if len(levels) < 2 or not all(levels):
             raise ConfigError(f'latent.hierarchy: {text!r} is no hierarchy; write it as "parent_column > child_column"')
-        pairs += list(zip(levels[:-1], levels[1:], strict=True))
+        pairs += list(itertools.pairwise(levels))
     return tuple(pairs)
 
 

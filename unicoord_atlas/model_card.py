@@ -30,8 +30,9 @@ tags: [single-cell, annotation, variational-autoencoder]
 ---
 # UniCoord reference model
 
-A joint-VAE coordinate system of cells (Gao et al. 2024, doi 10.1038/s42003-024-06564-0), trained by unicoord-atlas on
-{config.atlas.get("training_cells", 0):,} cells and {config.network.num_genes:,} genes ({reference.schema.gene_key} ids).
+A joint-VAE coordinate system of cells (Gao et al. 2024, doi 10.1038/s42003-024-06564-0), trained by unicoord-atlas
+on {config.atlas.get("training_cells", 0):,} cells and {config.network.num_genes:,} genes, named by
+{reference.schema.gene_key}.
 
     unicoord-atlas map-query QUERY.h5ad --reference THIS_DIRECTORY --out mapped.h5ad
 

@@ -11,14 +11,17 @@ Shapes: n cells, g genes, z non-zeros.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .batch import SparseRows
 from .errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 TARGET_SUM = 1e4
 MAX_FRACTION = 0.05
@@ -86,9 +89,12 @@ class Normalization:
         share = profile[measured_g].sum() / profile.sum()
         if not share > 0:
             raise DataError("the query's genes carry none of the reference's mean profile; are the gene ids right?")
-        return sums_over_kept_n / share
+        size_factors: NDArray[np.float64] = sums_over_kept_n / share
+        return size_factors
 
-    def kept_sums(self, indptr: NDArray[np.int64], indices: NDArray[np.integer], data: NDArray[np.number]) -> NDArray[np.float64]:
+    def kept_sums(
+        self, indptr: NDArray[np.int64], indices: NDArray[np.integer], data: NDArray[np.number]
+    ) -> NDArray[np.float64]:
         """(n,): each row's sum over the genes that are not highly expressed; rows in this atlas's gene space."""
         kept = np.where(self.highly_expressed_g[indices], 0.0, data)
         return row_sums(indptr, kept)
@@ -97,20 +103,24 @@ class Normalization:
 def row_sums(indptr: NDArray[np.int64], data: NDArray[np.number]) -> NDArray[np.float64]:
     """(n,) float64 sum of each CSR row; an empty row sums to 0."""
     padded = np.concatenate([data.astype(np.float64, copy=False), [0.0]])
-    sums = np.add.reduceat(padded, np.minimum(indptr[:-1], len(data)))
+    sums: NDArray[np.float64] = np.add.reduceat(padded, np.minimum(indptr[:-1], len(data)))
     sums[indptr[1:] == indptr[:-1]] = 0.0
     return sums
 
 
 def row_scales(size_factors_n: Tensor, target_sum: float) -> Tensor:
-    """(n,) what each cell's counts are multiplied by before log1p: target_sum / size factor, 1 for a size factor of 0."""
+    """(n,) what a cell's counts are multiplied by before log1p: target_sum / size factor; 1 if that is 0."""
     return torch.where(size_factors_n > 0, target_sum / size_factors_n, torch.ones_like(size_factors_n))
 
 
-def log_normalize(counts: SparseRows, size_factors_n: Tensor, target_sum: float = TARGET_SUM, log_input: bool = False) -> SparseRows:
+def log_normalize(
+    counts: SparseRows, size_factors_n: Tensor, target_sum: float = TARGET_SUM, log_input: bool = False
+) -> SparseRows:
     """Log-normalized rows: float32 data, int32 indices, on the device of the counts."""
     values = counts.data.to(torch.float32)
     if not log_input:
         scales_n = row_scales(size_factors_n, target_sum)
-        values = torch.log1p(values * torch.repeat_interleave(scales_n, counts.indptr.diff(), output_size=values.shape[0]))
+        values = torch.log1p(
+            values * torch.repeat_interleave(scales_n, counts.indptr.diff(), output_size=values.shape[0])
+        )
     return SparseRows(counts.indptr, counts.indices.to(torch.int32), values, counts.num_genes)

@@ -17,23 +17,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
+from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.training.calibration import Calibration
+from unicoord_atlas.training.checkpoint import load_weights
+
 from .encode import Encoded, encode_batches, softmax
 from .errors import DataError
-from .model.joint_vae import JointVAE, NetworkSpec
 from .model_card import model_card
 from .normalization import Normalization
 from .schema import AtlasSchema, LabelColumn
-from .training.calibration import Calibration
-from .training.checkpoint import load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    import anndata
+    from numpy.typing import NDArray
 
     from .batch import MiniBatch
 
@@ -75,7 +78,9 @@ class Annotation:
 class ReferenceModel:
     """A trained model with all that is needed to map cells onto it."""
 
-    def __init__(self, model: JointVAE, config: ReferenceConfig, schema: AtlasSchema, normalization: Normalization) -> None:
+    def __init__(
+        self, model: JointVAE, config: ReferenceConfig, schema: AtlasSchema, normalization: Normalization
+    ) -> None:
         self.model, self.config, self.schema, self.normalization = model, config, schema, normalization
 
     @classmethod
@@ -84,7 +89,10 @@ class ReferenceModel:
         folder = Path(folder)
         config = read_model(folder / "config.json", ReferenceConfig)
         if config.format_version > FORMAT_VERSION:
-            raise DataError(f"{folder}: reference of version {config.format_version}, this program reads up to {FORMAT_VERSION}; update unicoord-atlas")
+            raise DataError(
+                f"{folder}: reference of version {config.format_version}, this program reads up to {FORMAT_VERSION}; "
+                "update unicoord-atlas"
+            )
         schema = AtlasSchema.from_json(_text(folder / "schema.json"), str(folder / "schema.json"))
         model = JointVAE(config.network)
         load_weights(folder, model, torch.device("cpu"))
@@ -131,8 +139,29 @@ class ReferenceModel:
             }
             yield Annotation(encoded, self.bio(encoded, probabilities), probabilities)
 
+    def map(self, adata: anndata.AnnData, layer: str | None = None, probabilities: bool = False) -> anndata.AnnData:
+        """Give the cells of an AnnData coordinates and labels.
+
+        Parameters
+        ----------
+        adata
+            Cells with raw counts in X or in a layer; genes are found by symbol or Ensembl id.
+        probabilities
+            Also the probability of every class, as obsm["X_unicoord_<label>"].
+
+        Returns
+        -------
+        A new AnnData without X: see `coordinates.coordinates`.
+        """
+        from .coordinates import coordinates
+        from .memory import AnnDataCells
+        from .query import QueryBatches
+
+        batches = QueryBatches(AnnDataCells(adata, layer), self.schema, self.normalization)
+        return coordinates(self, batches, adata.obs, probabilities, "map")
+
     def bio(self, encoded: Encoded, probabilities: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """(n, b): standardized continuous dimensions and square roots of label probabilities, technical ones left out."""
+        """(n, b): standardized continuous dimensions and roots of label probabilities, but for technical ones."""
         technical, calibration = set(self.config.technical), self.config.calibration
         kept = np.array([name not in technical for name in self.dims], np.bool_)
         spread = np.maximum(np.array(calibration.latent_sd, np.float32), 1e-6)
@@ -158,7 +187,7 @@ def load_normalization(path: Path) -> Normalization:
     try:
         with safe_open(path, framework="numpy") as file:
             scalars = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
         return Normalization(
             **arrays,
             target_sum=float(scalars["target_sum"]),
@@ -176,7 +205,9 @@ def read_model(path: Path, kind: type[Model]) -> Model:
         return kind.model_validate_json(_text(path))
     except ValidationError as error:
         first = error.errors()[0]
-        raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; the file is damaged or of another version") from error
+        raise DataError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; the file is damaged or of another version"
+        ) from error
 
 
 def _text(path: Path) -> str:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FORMAT_VERSION = 1
 UNLABELLED = -1
@@ -45,7 +47,11 @@ class LabelColumn(_Frozen):
         """Code of a category; UsageError lists what there is."""
         if category in self.categories:
             return self.categories.index(category)
-        why = f" ({category!r} has only {self.folded[category]} cells and was folded into 'other')" if category in self.folded else ""
+        why = (
+            f" ({category!r} has only {self.folded[category]} cells and was folded into 'other')"
+            if category in self.folded
+            else ""
+        )
         raise UsageError(f"{self.name}={category!r} is unknown{why}; it can be one of: {', '.join(self.categories)}")
 
 
@@ -90,7 +96,9 @@ class AtlasSchema(_Frozen):
     @model_validator(mode="after")
     def _check(self) -> AtlasSchema:
         if self.format_version > FORMAT_VERSION:
-            raise ValueError(f"schema version {self.format_version} is newer than {FORMAT_VERSION}; update unicoord-atlas")
+            raise ValueError(
+                f"schema version {self.format_version} is newer than {FORMAT_VERSION}; update unicoord-atlas"
+            )
         if len(set(self.genes)) != len(self.genes):
             raise ValueError("genes must be unique")
         if any(not 0 <= index < len(self.genes) for index in self.aliases.values()):
@@ -142,10 +150,14 @@ class AtlasSchema(_Frozen):
         except ValidationError as error:
             first = error.errors()[0]
             path = ".".join(str(part) for part in first["loc"]) or "schema"
-            raise DataError(f"{where}: {path}: {first['msg']}; the file was not written by unicoord-atlas or is damaged") from error
+            raise DataError(
+                f"{where}: {path}: {first['msg']}; the file was not written by unicoord-atlas or is damaged"
+            ) from error
 
 
-def fold_rare(column: LabelColumn, labelled: NDArray[np.int64], min_cells: int) -> tuple[LabelColumn, NDArray[np.int32]]:
+def fold_rare(
+    column: LabelColumn, labelled: NDArray[np.int64], min_cells: int
+) -> tuple[LabelColumn, NDArray[np.int32]]:
     """Fold the categories with fewer than `min_cells` labelled cells into one category "other".
 
     Parameters

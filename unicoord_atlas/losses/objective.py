@@ -5,7 +5,6 @@ Shapes: n cells, l supervised discrete dimensions, c supervised continuous dimen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import starmap
 from typing import TYPE_CHECKING
@@ -13,13 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unicoord_atlas.config import LossConfig
-
 from .elbo import capacity_weight_step, categorical_kl, clustering, gaussian_kl
 from .supervised import class_weights, classification, hierarchical, regression
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from unicoord_atlas.batch import MiniBatch
+    from unicoord_atlas.config import LossConfig
     from unicoord_atlas.hierarchy import Hierarchy
     from unicoord_atlas.model.joint_vae import StepOutput
     from unicoord_atlas.model.latent import LatentSpec
@@ -90,13 +90,17 @@ class Objective:
         if self.spec.num_supervised_discrete:
             terms["classification"] = config.classification * self._classification(output, batch, shares_n)
         if self.hierarchies and config.hierarchical > 0:
-            pairs = ((posterior.logits[child], posterior.logits[parent], table) for child, parent, table in self.hierarchies)
+            pairs = (
+                (posterior.logits[child], posterior.logits[parent], table) for child, parent, table in self.hierarchies
+            )
             each = torch.stack([(shares_n * loss_n).sum() for loss_n in starmap(hierarchical, pairs)])
             terms["hierarchical"] = config.hierarchical * each.sum()
         if config.clustering > 0 and len(self.spec.discrete) > self.spec.num_supervised_discrete:
             terms["clustering"] = config.clustering * self._clustering(output, batch)
         total = torch.stack(list(terms.values())).sum()
-        return LossTerms(total / self.num_genes if config.per_gene else total, {k: v.detach() for k, v in terms.items()})
+        return LossTerms(
+            total / self.num_genes if config.per_gene else total, {k: v.detach() for k, v in terms.items()}
+        )
 
     def _kl(self, output: StepOutput, shares_n: Tensor) -> Tensor:
         posterior = output.posterior

@@ -10,13 +10,14 @@ Shapes: n cells, g genes, h hidden units, t genes of a tile, s sources, z non-ze
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .sparse_input import GeneOrder
+if TYPE_CHECKING:
+    from .sparse_input import GeneOrder
 
 ReluGradient = Literal["y_or_x", "y"]
 
@@ -59,7 +60,13 @@ def partly_measured(measured_sg: Tensor, tile: int) -> tuple[bool, ...]:
 class _FusedDecode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_nh: Tensor, weight_gh: Tensor, bias_g: Tensor, weights_n: Tensor, target: Target, options: DecodeOptions
+        ctx: Any,
+        hidden_nh: Tensor,
+        weight_gh: Tensor,
+        bias_g: Tensor,
+        weights_n: Tensor,
+        target: Target,
+        options: DecodeOptions,
     ) -> tuple[Tensor, Tensor]:
         wants_grad = any(ctx.needs_input_grad[:3])
         errors_n = torch.zeros_like(weights_n)
@@ -85,7 +92,7 @@ class _FusedDecode(torch.autograd.Function):
         return (errors_n * weights_n).sum(), errors_n
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # The weights carry the loss's scale, so the factor is mostly 1; only the CPU can look without a sync.
         scale = grads[0]
@@ -148,5 +155,7 @@ def fused_decode_error(
     -------
     The scalar sum_i weights_i error_i, and the errors (n,) themselves, without gradient.
     """
-    result: tuple[Tensor, Tensor] = _FusedDecode.apply(hidden_nh, weight_gh, bias_g, weights_n, target, options)
+    result: tuple[Tensor, Tensor] = _FusedDecode.apply(  # type: ignore[no-untyped-call]
+        hidden_nh, weight_gh, bias_g, weights_n, target, options
+    )
     return result

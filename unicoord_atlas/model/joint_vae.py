@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from unicoord_atlas.batch import MiniBatch, SparseRows
 from unicoord_atlas.config import ModelConfig
+from unicoord_atlas.normalization import TARGET_SUM, log_normalize
+
 from .fused_decode import (
     DecodeOptions,
     Target,
@@ -24,7 +26,9 @@ from .fused_decode import (
 from .latent import LatentSpec, Posterior
 from .noise import Noise, Purpose, thin, to_uniform
 from .sparse_input import GeneOrder, SparseLinear
-from unicoord_atlas.normalization import TARGET_SUM, log_normalize
+
+if TYPE_CHECKING:
+    from unicoord_atlas.batch import MiniBatch, SparseRows
 
 
 class NetworkSpec(BaseModel):
@@ -138,12 +142,16 @@ class JointVAE(nn.Module):
         """(n, g) log-normalized cells of decoder inputs (n, width); deterministic."""
         return torch.relu(self.output_layer(self.decode_hidden(latent_nw)))
 
-    def reconstruction_error(self, latent_nw: Tensor, target: Target, weights_n: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+    def reconstruction_error(
+        self, latent_nw: Tensor, target: Target, weights_n: Tensor, noise: Noise | None
+    ) -> tuple[Tensor, Tensor]:
         """Weighted sum of squared errors, and the errors (n,); never holds an (n, g) tensor."""
         tile = tile_size(latent_nw.device, latent_nw.shape[0])
         options = DecodeOptions(self.compute_dtype, self.spec.model.relu_gradient, tile)
         hidden_nh = self.decode_hidden(latent_nw, noise)
-        return fused_decode_error(hidden_nh, self.output_layer.weight, self.output_layer.bias, weights_n, target, options)
+        return fused_decode_error(
+            hidden_nh, self.output_layer.weight, self.output_layer.bias, weights_n, target, options
+        )
 
     def target(self, batch: MiniBatch, rows: SparseRows, order: GeneOrder) -> Target:
         """The cells as the decoder should say them."""

@@ -1,4 +1,7 @@
-"""Latent dimensions, their posterior, and how it is drawn from.  Shapes: n cells, d continuous dimensions, k categories."""
+"""Latent dimensions, their posterior, and how it is drawn from.
+
+Shapes: n cells, d continuous dimensions, k categories.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 
 from unicoord_atlas.errors import ConfigError
+
 from .noise import Noise, Purpose
 
 
@@ -44,11 +48,10 @@ class LatentSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> LatentSpec:
-        for latents in (self.discrete, self.continuous):
-            flags = [latent.supervised for latent in latents]
+        for flags in ([d.supervised for d in self.discrete], [c.supervised for c in self.continuous]):
             if flags != sorted(flags, reverse=True):
                 raise ValueError("supervised dimensions come before unsupervised ones")
-        names = [latent.name for latent in (*self.discrete, *self.continuous)]
+        names = [*(latent.name for latent in self.discrete), *(latent.name for latent in self.continuous)]
         if len(set(names)) != len(names):
             raise ConfigError(f"latent: a name is used twice among {names}")
         if not names:

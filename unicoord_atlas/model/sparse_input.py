@@ -6,14 +6,15 @@ Shapes: n cells, g genes, h hidden units, z non-zeros.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from unicoord_atlas.batch import SparseRows
+if TYPE_CHECKING:
+    from unicoord_atlas.batch import SparseRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class _SparseLinear(torch.autograd.Function):
         return _bag(weight_gh.to(dtype), rows.indices, rows.indptr, rows.data).to(weight_gh.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         # The transposed product, gene by gene: the (n, h) table stays in cache and each gradient row is written once.
         order: GeneOrder = ctx.order
@@ -84,9 +85,9 @@ class SparseLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_hidden).uniform_(-bound, bound))
 
     def forward(self, rows: SparseRows, order: GeneOrder | None, dtype: torch.dtype) -> Tensor:
-        """(n, h) of rows with float data; `order` is needed only for a backward pass; `dtype` is that of the product."""
+        """(n, h) of rows with float data; only a backward pass needs `order`; `dtype` is that of the product."""
         if order is None:
             product = _bag(self.weight.to(dtype), rows.indices, rows.indptr, rows.data).to(self.weight.dtype)
         else:
-            product = _SparseLinear.apply(self.weight, rows, order, dtype)
+            product = _SparseLinear.apply(self.weight, rows, order, dtype)  # type: ignore[no-untyped-call]
         return product + self.bias

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from unicoord_atlas.losses.objective import Objective
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
 from unicoord_atlas.normalization import log_normalize
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
     from unicoord_atlas.batch import MiniBatch
     from unicoord_atlas.config import RunConfig
     from unicoord_atlas.normalization import Normalization
@@ -31,7 +33,9 @@ def num_epochs(config: RunConfig, num_cells: int) -> int:
     return config.train.epochs
 
 
-def own_genes(config: RunConfig, schema: AtlasSchema, normalization: Normalization, listed: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+def own_genes(
+    config: RunConfig, schema: AtlasSchema, normalization: Normalization, listed: NDArray[np.int64] | None
+) -> NDArray[np.int64] | None:
     """Atlas genes that the model looks at, ascending; None for all of them.
 
     "highly_variable" takes, among genes measured everywhere, those with the highest variance over mean of the
@@ -48,7 +52,9 @@ def own_genes(config: RunConfig, schema: AtlasSchema, normalization: Normalizati
     return np.sort(best[np.isfinite(scores[best])]).astype(np.int64)
 
 
-def dispersion_scores(mean_g: NDArray[np.float64], variance_g: NDArray[np.float64], num_bins: int = 20) -> NDArray[np.float64]:
+def dispersion_scores(
+    mean_g: NDArray[np.float64], variance_g: NDArray[np.float64], num_bins: int = 20
+) -> NDArray[np.float64]:
     """(g,) dispersion (variance / mean) standardized within bins of the mean.
 
     Source: Satija et al. 2015, as in scanpy's `highly_variable_genes`.
@@ -62,11 +68,18 @@ def dispersion_scores(mean_g: NDArray[np.float64], variance_g: NDArray[np.float6
         inside = (bin_g == number) & np.isfinite(dispersion_g)
         spread = dispersion_g[inside].std(ddof=1) if inside.sum() > 1 else 0.0
         centre = dispersion_g[inside].mean() if spread > 0 else 0.0
-        scores_g[inside] = (dispersion_g[inside] - centre) / (spread if spread > 0 else np.maximum(dispersion_g[inside], 1e-12))
+        scores_g[inside] = (dispersion_g[inside] - centre) / (
+            spread if spread > 0 else np.maximum(dispersion_g[inside], 1e-12)
+        )
     return scores_g
 
 
-def mean_profile(batches: Iterable[MiniBatch], measured_sg: NDArray[np.bool_], normalization: Normalization, num_cells: int = PROFILE_CELLS) -> NDArray[np.float32]:
+def mean_profile(
+    batches: Iterable[MiniBatch],
+    measured_sg: NDArray[np.bool_],
+    normalization: Normalization,
+    num_cells: int = PROFILE_CELLS,
+) -> NDArray[np.float32]:
     """(g,) mean log-normalized expression of the first `num_cells` training cells, over those that measured each gene.
 
     Training cells only: the whole atlas's mean would tell of cells that are held out.
@@ -84,7 +97,14 @@ def mean_profile(batches: Iterable[MiniBatch], measured_sg: NDArray[np.bool_], n
     return result
 
 
-def build_model(config: RunConfig, schema: AtlasSchema, normalization: Normalization, preparation: Preparation, genes: NDArray[np.int64] | None, profile_g: NDArray[np.float32] | None) -> JointVAE:
+def build_model(
+    config: RunConfig,
+    schema: AtlasSchema,
+    normalization: Normalization,
+    preparation: Preparation,
+    genes: NDArray[np.int64] | None,
+    profile_g: NDArray[np.float32] | None,
+) -> JointVAE:
     """A model with seeded weights; `profile_g` (over atlas genes) starts the output bias, if given."""
     chosen = genes if genes is not None else np.arange(schema.num_genes)
     measured_sg = schema.measured_sg()[:, chosen]
@@ -114,4 +134,6 @@ def build_model(config: RunConfig, schema: AtlasSchema, normalization: Normaliza
 
 def build_objective(config: RunConfig, model: JointVAE, preparation: Preparation, device: torch.device) -> Objective:
     """The run's losses on the device."""
-    return Objective(config.loss, model.spec.latent, preparation.facts, preparation.hierarchies, model.spec.num_genes, device)
+    return Objective(
+        config.loss, model.spec.latent, preparation.facts, preparation.hierarchies, model.spec.num_genes, device
+    )

@@ -6,13 +6,16 @@ Shapes: n cells, d continuous dimensions, k categories.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy.optimize import minimize_scalar
 
 from unicoord_atlas.encode import Encoded, softmax
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Calibration(BaseModel):

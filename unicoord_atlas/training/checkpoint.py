@@ -1,9 +1,9 @@
 """Checkpoints: safetensors and JSON in a directory each, written aside and renamed; `latest.json` is written last.
 
-    checkpoints/step-00000500/model.safetensors       weights and buffers
-                              optimizer.safetensors   Adam's moments and step counts
-                              state.json              step, epoch, stream position, early stopping
-    checkpoints/latest.json, best.json                which directory to go on from, which was best on validation
+checkpoints/step-00000500/model.safetensors       weights and buffers
+optimizer.safetensors   Adam's moments and step counts
+state.json              step, epoch, stream position, early stopping
+checkpoints/latest.json, best.json                which directory to go on from, which was best on validation
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from unicoord_atlas.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor, nn
 
 KEPT = 2
 
@@ -39,7 +42,9 @@ class Progress:
     finished: bool = False
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, best: bool = False) -> Path:
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, best: bool = False
+) -> Path:
     """Write one checkpoint and point to it; older ones but the best are removed afterwards."""
     name = f"step-{progress.step:08d}"
     target = folder / name
@@ -67,7 +72,9 @@ def _write_aside(target: Path, model: nn.Module, optimizer: torch.optim.Optimize
     _sync(target.parent)
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> Progress | None:
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> Progress | None:
     """Load the latest checkpoint into model and optimizer; None if there is none yet."""
     if not (folder / "latest.json").exists():
         return None
@@ -94,7 +101,9 @@ def pointed(folder: Path, pointer: str) -> Path:
     name = str(read_json(folder / f"{pointer}.json").get("checkpoint", ""))
     target = folder / name
     if not name.startswith("step-") or target.parent != folder or not (target / "state.json").exists():
-        raise DataError(f"{folder / pointer}.json: names checkpoint {name!r}, which is not there; remove the file to start anew")
+        raise DataError(
+            f"{folder / pointer}.json: names checkpoint {name!r}, which is not there; remove the file to start anew"
+        )
     return target
 
 
@@ -134,7 +143,11 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _prune(folder: Path) -> None:
-    keep = {str(read_json(folder / f"{p}.json").get("checkpoint")) for p in ("latest", "best") if (folder / f"{p}.json").exists()}
+    keep = {
+        str(read_json(folder / f"{p}.json").get("checkpoint"))
+        for p in ("latest", "best")
+        if (folder / f"{p}.json").exists()
+    }
     steps = sorted(path for path in folder.glob("step-*") if path.is_dir())
     for path in steps[:-KEPT]:
         if path.name not in keep:

@@ -21,7 +21,8 @@ def estimate(run: Training, window_bytes: int) -> str:
     weights = sum(p.numel() for p in run.model.parameters()) * _BYTES_PER_WEIGHT
     minutes = seconds * steps / 60
     line = f"about {minutes:.0f} min" if minutes >= 1.5 else f"about {seconds * steps:.0f} s"
-    line += f" on {run.accelerator.device} in {str(run.model.compute_dtype).removeprefix('torch.')} for {run.num_epochs} epochs"
+    dtype = str(run.model.compute_dtype).removeprefix("torch.")
+    line += f" on {run.accelerator.device} in {dtype} for {run.num_epochs} epochs"
     line += f" of {len(run.training):,} steps; {(weights + window_bytes) / 2**30:.1f} GiB of memory"
     if minutes > 10:
         line += "; fewer --epochs, data.max_cells or data.genes = 'highly_variable' would shorten it"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from unicoord_atlas.encode import Encoded, encode_batches, softmax
 from unicoord_atlas.reference import ReferenceConfig, ReferenceModel
@@ -15,6 +13,10 @@ from unicoord_atlas.reference import ReferenceConfig, ReferenceModel
 from .calibration import calibrate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
     from unicoord_atlas.batch import MiniBatch
     from unicoord_atlas.config import RunConfig
     from unicoord_atlas.model.joint_vae import JointVAE

@@ -8,16 +8,13 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from tqdm import tqdm
 
-from unicoord_atlas.config import TrainConfig
 from unicoord_atlas.errors import UnicoordError
 from unicoord_atlas.model.noise import Noise
 
@@ -26,9 +23,13 @@ from .metrics import RunningMeans, append_metrics, drop_metrics_after, require_f
 from .optimizer import learning_rate, make_optimizer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
     from accelerate import Accelerator
 
     from unicoord_atlas.batch import MiniBatch
+    from unicoord_atlas.config import TrainConfig
     from unicoord_atlas.losses.objective import Objective
     from unicoord_atlas.model.joint_vae import JointVAE, StepOutput
 
@@ -38,16 +39,27 @@ class BatchStream(Protocol):
 
     def __iter__(self) -> Iterator[MiniBatch]: ...
     def __len__(self) -> int: ...
-    def set_epoch(self, epoch: int) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next iteration yields."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, as JSON types."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        ...
 
 
 class Stopped(UnicoordError):
     """A signal came; the run was saved and goes on with the same command."""
 
     def __init__(self, signal_number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}; the same command goes on from there")
+        super().__init__(
+            f"stopped by {signal.Signals(signal_number).name} after step {step}; the same command goes on from there"
+        )
         self.exit_code = 128 + signal_number
 
 
@@ -91,7 +103,12 @@ def run_training(run: Training) -> Progress:
 
 
 def _train_epoch(
-    run: Training, wrapped: Any, prepared: Any, optimizer: torch.optim.Optimizer, progress: Progress, received: list[int]
+    run: Training,
+    wrapped: Any,
+    prepared: Any,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    received: list[int],
 ) -> dict[str, float]:
     """All remaining steps of an epoch; returns mean losses and speed."""
     means, started, last_save, data_seconds, cells = RunningMeans(), time.perf_counter(), time.monotonic(), 0.0, 0
@@ -106,7 +123,9 @@ def _train_epoch(
         if run.accelerator.device.type == "cpu" or progress.step % 50 == 0:
             require_finite({name: float(value) for name, value in terms.items()}, progress.step)
             seconds = time.perf_counter() - started
-            bar.set_postfix_str(f"{cells / seconds:,.0f} cells/s, loss {sum(means.means().values()):.1f}", refresh=False)
+            bar.set_postfix_str(
+                f"{cells / seconds:,.0f} cells/s, loss {sum(means.means().values()):.1f}", refresh=False
+            )
         due = time.monotonic() - last_save > 60 * run.config.checkpoint_every_minutes
         if received or due or progress.step % run.config.checkpoint_every_steps == 0:
             progress.stream = run.training.state_dict()
@@ -120,7 +139,12 @@ def _train_epoch(
     progress.seconds += seconds
     losses = means.means()
     require_finite(losses, progress.step)
-    return {**losses, "loss": sum(losses.values()), "cells_per_second": cells / seconds, "data_wait": data_seconds / seconds}
+    return {
+        **losses,
+        "loss": sum(losses.values()),
+        "cells_per_second": cells / seconds,
+        "data_wait": data_seconds / seconds,
+    }
 
 
 def _step(
@@ -156,7 +180,9 @@ def _validate(run: Training, progress: Progress) -> dict[str, float]:
     return {f"validation_{name}": value for name, value in means.means().items()}
 
 
-def accuracy_counts(model: JointVAE, output: StepOutput, batch: MiniBatch) -> Iterable[tuple[str, torch.Tensor, torch.Tensor]]:
+def accuracy_counts(
+    model: JointVAE, output: StepOutput, batch: MiniBatch
+) -> Iterable[tuple[str, torch.Tensor, torch.Tensor]]:
     """For each supervised discrete dimension: name, cells right, cells labelled."""
     for number, latent in enumerate(model.spec.latent.discrete[: model.spec.latent.num_supervised_discrete]):
         codes_n = batch.codes_nl[:, number]
@@ -180,7 +206,9 @@ def _out_of_patience(progress: Progress, config: TrainConfig) -> bool:
 
 
 def _bar(stream: BatchStream, title: str, shown: bool) -> Any:
-    return tqdm(stream, total=len(stream), desc=title, unit="batch", leave=False, disable=not shown or not sys.stderr.isatty())
+    return tqdm(
+        stream, total=len(stream), desc=title, unit="batch", leave=False, disable=not shown or not sys.stderr.isatty()
+    )
 
 
 @contextmanager

@@ -19,4 +19,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Adam:
 
 def learning_rate(step: int, config: TrainConfig) -> float:
     """Learning rate of a step: rises linearly over the warm-up, then stays."""
-    return config.learning_rate * min((step + 1) / config.warmup_steps, 1.0) if config.warmup_steps else config.learning_rate
+    return (
+        config.learning_rate * min((step + 1) / config.warmup_steps, 1.0)
+        if config.warmup_steps
+        else config.learning_rate
+    )

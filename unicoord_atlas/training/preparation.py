@@ -6,22 +6,27 @@ Shapes: N cells of the store, l label columns, c continuous columns, k categorie
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.columns import continuous_values, label_codes, label_column
-from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import ConfigError, DataError
 from unicoord_atlas.hierarchy import Hierarchy, hierarchy_of_columns, parse_hierarchy
 from unicoord_atlas.losses.objective import LabelFacts
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
 from unicoord_atlas.schema import AtlasSchema, LabelColumn, fold_rare
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from unicoord_atlas.config import RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,8 @@ def prepare(
     )
     at = {name: number for number, name in enumerate(names)}
     hierarchies = tuple(
-        hierarchy_of_columns(labels[at[p]], labels[at[c]], codes[training, at[p]], codes[training, at[c]]) for p, c in pairs
+        hierarchy_of_columns(labels[at[p]], labels[at[c]], codes[training, at[p]], codes[training, at[c]])
+        for p, c in pairs
     )
     columns = CellColumns(size_factors.astype(np.float32), _source_codes(schema, obs), codes, values)
     return Preparation(training, validation, columns, tuple(labels), latent, facts, hierarchies)
@@ -153,6 +159,8 @@ def _source_codes(schema: AtlasSchema, obs: pd.DataFrame) -> NDArray[np.int32]:
     if len(schema.sources) <= 1 or "source" not in obs:
         return np.zeros(len(obs), np.int32)
     column = LabelColumn(
-        name="source", categories=tuple(s.name for s in schema.sources), counts=tuple(s.num_cells for s in schema.sources)
+        name="source",
+        categories=tuple(s.name for s in schema.sources),
+        counts=tuple(s.num_cells for s in schema.sources),
     )
     return label_codes(obs, column)

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_array
 
-from unicoord_atlas.errors import DataError
-from unicoord_atlas.schema import AtlasSchema, GeneKey
-
+from .batch import CsrBlock
+from .errors import DataError
 from .gene_names import (
     KEY_WORDS,
     GeneNames,
@@ -27,7 +26,7 @@ from .gene_names import (
     read_gene_columns,
     read_gene_table,
 )
-from .row_matrix import CsrBlock
+from .schema import AtlasSchema, GeneKey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

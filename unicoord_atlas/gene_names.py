@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from unicoord_atlas.errors import DataError
+from .errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from unicoord_atlas.schema import GeneKey
+    from .schema import GeneKey
 
 _ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(\.\d+)?")
 _SYMBOL_COLUMNS = (

@@ -5,23 +5,23 @@ Shapes: n cells, g genes of the reference's atlas.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
-from unicoord_atlas.batch import CellColumns, MiniBatch, SparseRows
-
+from .batch import CellColumns, MiniBatch, SparseRows
 from .genes import GeneMap, map_genes, remap
 
 if TYPE_CHECKING:
-    from unicoord_atlas.normalization import Normalization
-    from unicoord_atlas.schema import AtlasSchema
+    from collections.abc import Iterator
 
-    from .row_matrix import CsrBlock
-    from .sources import CellSource
+    import pandas as pd
+
+    from .batch import CsrBlock
+    from .normalization import Normalization
+    from .schema import AtlasSchema
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,35 @@ class Coverage:
         )
 
 
+class Cells(Protocol):
+    """What a query must offer: genes, and counts in blocks of consecutive cells."""
+
+    @property
+    def path(self) -> object:
+        """What errors name."""
+        ...
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        ...
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """Genes; index = names."""
+        ...
+
+    def blocks(self, rows_per_block: int) -> Iterator[CsrBlock]:
+        """Blocks of consecutive rows."""
+        ...
+
+
 class QueryBatches:
     """Minibatches of a query's cells, in order; iterate as often as needed."""
 
-    def __init__(self, source: CellSource, schema: AtlasSchema, normalization: Normalization, batch_size: int = 1024) -> None:
+    def __init__(
+        self, source: Cells, schema: AtlasSchema, normalization: Normalization, batch_size: int = 1024
+    ) -> None:
         self._source, self._normalization, self._batch_size = source, normalization, batch_size
         self._num_genes = schema.num_genes
         self._gene_map = map_genes(source.var, schema, str(source.path))
@@ -81,9 +106,18 @@ class QueryBatches:
             self._num_genes,
         )
         columns = CellColumns(
-            size_factors.astype(np.float32), np.zeros(n, np.int32), np.zeros((n, 0), np.int32), np.zeros((n, 0), np.float32)
+            size_factors.astype(np.float32),
+            np.zeros(n, np.int32),
+            np.zeros((n, 0), np.int32),
+            np.zeros((n, 0), np.float32),
         )
         here = columns.batch(counts, np.arange(n, dtype=np.int64), np.ones(n, np.float32))
         return MiniBatch(
-            here.counts, here.rows_n + first, here.size_factors_n, here.sources_n, here.codes_nl, here.values_nc, here.weights_n
+            here.counts,
+            here.rows_n + first,
+            here.size_factors_n,
+            here.sources_n,
+            here.codes_nl,
+            here.values_nc,
+            here.weights_n,
         )

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anndata
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from unicoord_atlas import __version__
-from unicoord_atlas.reference import Annotation, ReferenceModel
+from .version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
     from unicoord_atlas.batch import MiniBatch
+    from unicoord_atlas.reference import Annotation, ReferenceModel
 
 
 def coordinates(
@@ -49,7 +49,9 @@ def coordinates(
             bar.update(len(rows))
     table = obs.copy()
     for label in reference.config.labels:
-        table[f"{label.name}_predicted"] = pd.Categorical.from_codes(codes[label.name], categories=list(label.categories))
+        table[f"{label.name}_predicted"] = pd.Categorical.from_codes(
+            codes[label.name], categories=list(label.categories)
+        )
         table[f"{label.name}_confidence"] = confidence[label.name]
     return anndata.AnnData(obs=table, obsm=tables, uns={"unicoord": _uns(reference)})
 
@@ -68,21 +70,3 @@ def _uns(reference: ReferenceModel) -> dict[str, object]:
         "technical": list(reference.config.technical),
         "version": __version__,
     }
-
-
-def write_anndata(adata: anndata.AnnData, path: Path) -> None:
-    """Write as .h5ad, or as Zarr v3 where the name ends in .zarr."""
-    if path.suffix == ".h5ad":
-        adata.write_h5ad(path, compression="gzip")
-    else:
-        with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Consolidated metadata")  # as anndata itself writes and reads it
-            adata.write_zarr(path)
-
-
-def write_parquet(adata: anndata.AnnData, path: Path) -> None:
-    """One row a cell: its name, obs, and every dimension of X_unicoord by name."""
-    table = adata.obs.copy()
-    for number, name in enumerate(adata.uns["unicoord"]["dims"]):
-        table[f"unicoord_{name}"] = adata.obsm["X_unicoord"][:, number]
-    table.to_parquet(path, index=True)
