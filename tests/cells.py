@@ -15,13 +15,13 @@ def sparse_rows(dense: np.ndarray) -> SparseRows:
 
 
 def counts_of_types(
-    num_cells: int = 60, num_genes: int = 40, num_types: int = 3, seed: int = 0
+    num_cells: int = 60, num_genes: int = 40, num_types: int = 3, num_markers: int = 5, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Poisson counts of cells whose types have marker genes of their own; and the types."""
     rng = np.random.default_rng(seed)
     rates = rng.gamma(0.5, 1.0, (num_types, num_genes))  # drawn first: the same types whatever the number of cells
     for number in range(num_types):
-        rates[number, number * 5 : number * 5 + 5] += 5
+        rates[number, number * num_markers : (number + 1) * num_markers] += 5
     types = rng.integers(0, num_types, num_cells)
     return rng.poisson(rates[types]).astype(np.float32), types
 

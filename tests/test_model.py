@@ -134,6 +134,32 @@ def test_inference_is_deterministic_and_training_is_not():
     assert not torch.equal(noisy[0], noisy[2])
 
 
+def test_gene_panels_hide_what_the_other_source_did_not_measure():
+    counts, types = counts_of_types()
+    measured = torch.ones(2, 40, dtype=torch.bool)
+    measured[1, 20:] = False
+    model = JointVAE(_spec(num_sources=2, gene_panels=0.9))
+    model.start_from(None, measured, None)
+    batch = minibatch(counts, types[:, None], sources=np.zeros(60))
+    seen = model.augmented(batch, Noise(0, 0, batch.rows_n)).to_dense()
+    plain = log_normalize(batch.counts, batch.size_factors_n).to_dense()
+    hidden = (seen[:, 20:] == 0).all(dim=1) & (plain[:, 20:] > 0).any(dim=1)
+    assert 0.25 < hidden.float().mean() < 0.65  # 0.9 of the cells draw one of two panels
+    torch.testing.assert_close(seen[:, :20], plain[:, :20])
+    torch.testing.assert_close(seen[~hidden], plain[~hidden])
+
+
+def test_gene_dropout_keeps_the_mean():
+    counts, types = counts_of_types(num_cells=2000)
+    batch = minibatch(counts, types[:, None])
+    seen = JointVAE(_spec(gene_dropout=0.5)).augmented(batch, Noise(0, 0, batch.rows_n)).to_dense()
+    plain = log_normalize(batch.counts, batch.size_factors_n).to_dense()
+    kept = seen[plain > 0] != 0
+    assert kept.float().mean().item() == pytest.approx(0.5, abs=0.01)
+    torch.testing.assert_close(seen.mean(dim=0), plain.mean(dim=0), rtol=0.15, atol=0.02)
+    torch.testing.assert_close(seen[seen > 0], 2 * plain[seen > 0])
+
+
 def test_reconstruction_error_is_that_of_the_decoded_cells():
     counts, types = counts_of_types()
     batch, model = minibatch(counts, types[:, None]), JointVAE(_spec())

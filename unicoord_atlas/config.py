@@ -75,6 +75,7 @@ class LossConfig(_Section):
     diffusion: Weight = Field(1.0, description="if latent.diffusion > 0")
     clustering: Weight = 0.0
     class_weights: Literal["none", "sqrt", "balanced"] = Field("sqrt", description="* none | sqrt | balanced")
+    label_smoothing: Share = Field(0.1, description="* share of the label that is spread over all classes")
     per_gene: bool = Field(False, description="released: the total is divided by the number of genes")
 
 
@@ -87,7 +88,10 @@ class AugmentConfig(_Section):
     )
     gene_dropout: Share = Field(
         0.0,
-        description="* share ~ U(0, gene_dropout) per cell of genes hidden from the encoder: a query lacks genes, too",
+        description="* share of a cell's genes hidden from the encoder, the others scaled up: no gene decides alone",
+    )
+    gene_panels: Share = Field(
+        0.5, description="* share of cells of which the encoder sees only the genes that another source measured, too"
     )
 
 
@@ -199,8 +203,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "paper": {
         "data": {"mask_unmeasured": False, "min_cells": 0},
         "latent": {"standardize": False},
-        "loss": {"beta": 1.0, "beta_warmup_steps": 0, "class_weights": "none"},
-        "augment": {"thinning": 0.0},
+        "loss": {"beta": 1.0, "beta_warmup_steps": 0, "class_weights": "none", "label_smoothing": 0.0},
+        "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
         "model": {"output_bias": "default", "relu_gradient": "y"},
         "train": {"warmup_steps": 0, "early_stopping_patience": 0},
     },
@@ -214,9 +218,10 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
             "class_weights": "none",
             "diffusion": 0.001,
             "clustering": 0.001,
+            "label_smoothing": 0.0,
             "per_gene": True,
         },
-        "augment": {"thinning": 0.0},
+        "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
         "model": {"output_bias": "default", "relu_gradient": "y"},
         "train": {"epochs": 100, "batch_size": 128, "warmup_steps": 0, "early_stopping_patience": 0},
     },

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from unicoord_atlas.batch import MiniBatch
     from unicoord_atlas.reference import Annotation, ReferenceModel
+
+    from .batch import MiniBatch
 
 
 def coordinates(

@@ -23,8 +23,10 @@ def regression(mean_nc: Tensor, label_nc: Tensor) -> Tensor:
     return torch.where(known_nc, mean_nc - torch.nan_to_num(label_nc), 0.0).square()
 
 
-def classification(logits_nk: Tensor, codes_n: Tensor, class_weights_k: Tensor) -> Tensor:
+def classification(logits_nk: Tensor, codes_n: Tensor, class_weights_k: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy between label and logits times the label's class weight, codes < 0 masked.
+
+    With smoothing, that share of the label is spread evenly over all classes (Szegedy et al. 2016, section 7).
 
     Returns
     -------
@@ -32,7 +34,8 @@ def classification(logits_nk: Tensor, codes_n: Tensor, class_weights_k: Tensor) 
 
     Source: the paper, Methods, "Loss functions"; on logits, not on probabilities as its code.
     """
-    return F.cross_entropy(logits_nk, codes_n.clamp(min=-100), class_weights_k, ignore_index=-1, reduction="none")
+    losses_n = F.cross_entropy(logits_nk, codes_n, ignore_index=-1, reduction="none", label_smoothing=smoothing)
+    return losses_n * class_weights_k[codes_n.clamp(min=0)]
 
 
 def hierarchical(child_logits_nk: Tensor, parent_logits_np: Tensor, parents_kp: Tensor) -> Tensor:

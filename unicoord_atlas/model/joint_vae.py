@@ -41,6 +41,7 @@ class NetworkSpec(BaseModel):
     temperature: float = 0.67
     thinning: float = 0.0
     gene_dropout: float = 0.0
+    gene_panels: float = 0.0
     target_sum: float = TARGET_SUM
     log_input: bool = False
     num_sources: int = 0
@@ -109,18 +110,26 @@ class JointVAE(nn.Module):
         """Log-normalized cells as another experiment might have seen them: fewer molecules, fewer genes.
 
         The size factor is thinned by the share of molecules kept, so that count / size factor stays as it was on
-        average; a hidden gene leaves it as it is, as the query rule does for genes that a query lacks.
+        average; likewise values are scaled up by the share of genes kept.
         """
-        counts = self.own_counts(batch)
-        row_of_entry_z = counts.row_of_entry()
-        keep_n = 1 - self.spec.thinning * noise.uniform(Purpose.THINNING_SHARE, 1)[:, 0]
-        bits_z = noise.entry_bits(Purpose.THINNING, row_of_entry_z, counts.indices)
-        data_z = thin(counts.data.to(torch.float32), keep_n[row_of_entry_z], bits_z)
-        if self.spec.gene_dropout > 0:
-            hidden_n = self.spec.gene_dropout * noise.uniform(Purpose.GENE_SHARE, 1)[:, 0]
-            draws_z = to_uniform(noise.entry_bits(Purpose.GENE_DROPOUT, row_of_entry_z, counts.indices))
-            data_z = data_z * (draws_z >= hidden_n[row_of_entry_z])
-        return log_normalize(replace(counts, data=data_z), batch.size_factors_n * keep_n, self.spec.target_sum)
+        rows, size_factors_n, rate = self.own_counts(batch), batch.size_factors_n, self.spec.gene_dropout
+        row_of_entry_z = rows.row_of_entry()
+        if self.spec.thinning > 0:
+            keep_n = 1 - self.spec.thinning * noise.uniform(Purpose.THINNING_SHARE, 1)[:, 0]
+            bits_z = noise.entry_bits(Purpose.THINNING, row_of_entry_z, rows.indices)
+            rows = replace(rows, data=thin(rows.data.to(torch.float32), keep_n[row_of_entry_z], bits_z))
+            size_factors_n = size_factors_n * keep_n
+        rows = log_normalize(rows, size_factors_n, self.spec.target_sum, self.spec.log_input)
+        if rate > 0:
+            draws_z = to_uniform(noise.entry_bits(Purpose.GENE_DROPOUT, row_of_entry_z, rows.indices))
+            rows = replace(rows, data=rows.data * (draws_z >= rate) / (1 - rate))
+        if self.spec.gene_panels > 0 and self.spec.num_sources > 1:
+            draws_n2 = noise.uniform(Purpose.PANEL, 2)
+            other_n = (draws_n2[:, 1] * self.spec.num_sources).to(torch.int64)
+            panel_n = torch.where(draws_n2[:, 0] < self.spec.gene_panels, other_n, batch.sources_n)
+            seen_z = self.measured_sg[panel_n[row_of_entry_z], rows.indices.to(torch.int64)]
+            rows = replace(rows, data=rows.data * seen_z)
+        return rows
 
     def encode(self, rows: SparseRows, order: GeneOrder | None = None, noise: Noise | None = None) -> Posterior:
         """Posterior of log-normalized cells; with noise there is dropout after the first and second layer."""
@@ -173,8 +182,7 @@ class JointVAE(nn.Module):
         """
         rows = self.normalized(batch)
         order = GeneOrder.of(rows)
-        changed = noise is not None and max(self.spec.thinning, self.spec.gene_dropout) > 0
-        seen = self.augmented(batch, noise) if noise is not None and changed else rows
+        seen = rows if noise is None else self.augmented(batch, noise)
         posterior = self.encode(seen, order if torch.is_grad_enabled() else None, noise)
         latent_nw = posterior.mode() if noise is None else posterior.sample(noise, self.spec.temperature)
         shares_n = batch.weights_n / batch.weights_n.sum()

@@ -30,8 +30,8 @@ class Purpose(IntEnum):
     DIFFUSION_LIVE = 6
     DIFFUSION_GAUSSIAN = 7
     COUNTS = 8
-    GENE_SHARE = 9
-    GENE_DROPOUT = 10
+    GENE_DROPOUT = 9
+    PANEL = 10
     DROPOUT = 64  # plus the layer's number
 
 
