@@ -119,9 +119,8 @@ def _logistic_regression(atlas: Path, reference: Path, query: Path) -> np.ndarra
     labels = store.obs([LABEL])[LABEL]
     rows = np.flatnonzero(labels.notna())
     counts = store.read_ranges(np.array([[0, store.n_obs]]))
-    x = csr_matrix(
-        (counts.data.astype(np.float64), counts.indices.astype(np.int32), counts.indptr), (store.n_obs, store.n_vars)
-    )
+    shape = (store.n_obs, store.n_vars)
+    x = csr_matrix((counts.data.astype(np.float64), counts.indices.astype(np.int32), counts.indptr), shape)
     x.data = np.log1p(1e4 * x.data / np.repeat(store.size_factors, np.diff(x.indptr)))
     classifier = LogisticRegression(max_iter=300).fit(x[rows], labels.to_numpy(str)[rows])
     with open_source(query) as source:

@@ -18,7 +18,7 @@ from unicoord_atlas.loaders.plan import Partition
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.training.assembly import build_model, build_objective, mean_profile, num_epochs, own_genes
-from unicoord_atlas.training.checkpoint import Progress, load_weights, pointed, read_json, write_json
+from unicoord_atlas.training.checkpoint import Progress, load_best, read_json, write_json
 from unicoord_atlas.training.estimate import estimate
 from unicoord_atlas.training.finish import finished_model
 from unicoord_atlas.training.loop import Stopped, Training, run_training
@@ -161,7 +161,7 @@ def _in_order(store: CellStore, prepared: Preparation, rows: np.ndarray[Any, np.
 
 def _finish(options: TrainOptions, store: CellStore, prepared: Preparation, run: Training) -> dict[str, float]:
     """Write RUN/model from the best checkpoint."""
-    load_weights(pointed(options.out / "checkpoints", "best"), run.model, run.accelerator.device)
+    load_best(options.out / "checkpoints", run.model, run.accelerator.device)
     sample = prepared.training_rows[:: max(len(prepared.training_rows) // 20_000, 1)]
     checked = _in_order(store, prepared, prepared.validation_rows) if len(prepared.validation_rows) else ()
     reference = finished_model(

@@ -45,7 +45,18 @@ def test_classification_by_hand():
     loss = classification(
         torch.tensor([[0.0, math.log(3)], [5.0, 1.0]]), torch.tensor([1, -1]), torch.tensor([1.0, 2.0])
     )
-    assert loss.tolist() == pytest.approx([2 * -math.log(0.75), 0.0])
+    assert loss.tolist() == pytest.approx([2 * -math.log(6 / 7), 0.0])
+
+
+def test_weighted_classification_learns_the_classes_as_they_are():
+    codes, weights = torch.tensor([0] * 90 + [1] * 10), torch.tensor([0.5, 5.0])
+    logits = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        classification(logits.expand(100, 2), codes, weights).sum().backward()
+        optimizer.step()
+    assert torch.softmax(logits.detach(), 0).tolist() == pytest.approx([0.9, 0.1], abs=1e-3)
 
 
 def test_label_smoothing_spreads_a_share_of_the_label():
@@ -109,7 +120,7 @@ def test_objective_is_the_weighted_sum_of_its_formulas():
     labelled = batch.codes_nl[:, 0] >= 0
     weights = class_weights(torch.tensor([10.0, 20.0, 30.0]), "sqrt")
     chosen = batch.codes_nl[labelled, 0]
-    first = -(weights[chosen] * torch.log_softmax(p.logits[0], 1)[labelled, chosen]).sum() / (60 * 0.5)
+    first = -(weights[chosen] * torch.log_softmax(p.logits[0] + weights.log(), 1)[labelled, chosen]).sum() / (60 * 0.5)
     second = -torch.log_softmax(p.logits[1], 1)[torch.arange(60), batch.codes_nl[:, 1]].mean()
     known = torch.arange(60) % 4 == 0
     expected = {

@@ -1,6 +1,8 @@
 """Learn a coordinate system of cells from whole atlases.
 
-from unicoord_atlas import JointVAE, ReferenceModel, AtlasSchema, RunConfig, fit
+    from unicoord_atlas import JointVAE, ReferenceModel, AtlasSchema, RunConfig, fit
+
+Each name is imported when it is first used.
 """
 
 from __future__ import annotations

@@ -21,13 +21,13 @@ from .batch import CsrBlock
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-NUM_SLOTS = 1 << 20
+NUM_SLOTS = 1 << 19
 """Resolution of a cell's line: a gene has its share of the slots, to a slot."""
 _CELLS_AT_ONCE = 64
 """What one pass over the bursts of so many cells needs stays in the processor's cache."""
 _GAP_UNIT = 1 << 24
-_MOST_FOLLOWING = 0.9999
-"""A burst's mean size is at most about 1,000."""
+_FEWEST_ENDING = np.float32(0.001)
+"""A burst has 145 counts on average at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,8 @@ class BurstModel:
         kept = np.flatnonzero(uniform(len(seen_z), rng) <= seen_z)
 
         row_z, gene_z = np.repeat(np.arange(len(lot)), hits_n).take(kept), gene_z.take(kept)
-        following_z = 1 - self.ending_tg[kind].take(gene_z) / cells.reads_n[lot].take(row_z)
+        ending_z = self.ending_tg[kind].take(gene_z) / cells.reads_n[lot].take(row_z)
+        following_z = 1 - np.maximum(ending_z, _FEWEST_ENDING)
         sizes_z = draw_sizes(following_z, rng)
         is_first = np.ones(len(kept), np.bool_)
         is_first[1:] = (gene_z[1:] != gene_z[:-1]) | (row_z[1:] != row_z[:-1])
@@ -145,7 +146,7 @@ def burst_rates(
     The variance is mean + mean**2 / r.
     """
     following_g = mean_g / (mean_g + shape_g)
-    return shape_g * np.log1p(mean_g / shape_g), np.minimum(following_g, _MOST_FOLLOWING).astype(np.float32)
+    return shape_g * np.log1p(mean_g / shape_g), following_g.astype(np.float32)
 
 
 def gene_slots(
@@ -154,7 +155,8 @@ def gene_slots(
     """(s,) gene of each slot; what a gene has over whole slots is one more with that probability."""
     edges = np.floor(np.cumsum(bursts_g) * (num_slots / bursts_g.sum()) + rng.random())
     edges[-1] = num_slots
-    return np.repeat(np.arange(len(bursts_g)), np.diff(edges, prepend=0).astype(np.int64))
+    genes = np.arange(len(bursts_g), dtype=np.uint16 if len(bursts_g) <= 1 << 16 else np.int32)
+    return np.repeat(genes, np.diff(edges, prepend=0).astype(np.int64))
 
 
 def depth_of_genes(bursts_g: NDArray[np.float64], wanted_n: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -87,8 +87,8 @@ class AugmentConfig(_Section):
         description="* keep probability ~ U(1 - thinning, 1) per cell on the encoder's raw counts; target unthinned",
     )
     gene_dropout: Share = Field(
-        0.0,
-        description="* share of a cell's genes hidden from the encoder, the others scaled up: no gene decides alone",
+        0.5,
+        description="* share of a cell's genes hidden from the encoder, others scaled up: no gene decides alone",
     )
     gene_panels: Share = Field(
         0.5, description="* share of cells of which the encoder sees only the genes that another source measured, too"
@@ -117,6 +117,7 @@ class TrainConfig(_Section):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     warmup_steps: Count = 200
     clip_norm: Weight = Field(0.0, description="0 = off")
+    average: bool = Field(True, description="* validate and export a running average of the later weights")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto = bf16 where the hardware multiplies it faster"
     )
@@ -206,7 +207,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "loss": {"beta": 1.0, "beta_warmup_steps": 0, "class_weights": "none", "label_smoothing": 0.0},
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
         "model": {"output_bias": "default", "relu_gradient": "y"},
-        "train": {"warmup_steps": 0, "early_stopping_patience": 0},
+        "train": {"warmup_steps": 0, "early_stopping_patience": 0, "average": False},
     },
     "released": {
         "data": {"mask_unmeasured": False, "min_cells": 200, "validation_fraction": 0.0},
@@ -223,7 +224,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         },
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
         "model": {"output_bias": "default", "relu_gradient": "y"},
-        "train": {"epochs": 100, "batch_size": 128, "warmup_steps": 0, "early_stopping_patience": 0},
+        "train": {"epochs": 100, "batch_size": 128, "warmup_steps": 0, "early_stopping_patience": 0, "average": False},
     },
 }
 

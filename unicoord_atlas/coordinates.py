@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from unicoord_atlas.reference import Annotation, ReferenceModel
+    from .reference import Annotation, ReferenceModel
 
     from .batch import MiniBatch
 

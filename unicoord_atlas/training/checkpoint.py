@@ -1,9 +1,12 @@
-"""Checkpoints: safetensors and JSON in a directory each, written aside and renamed; `latest.json` is written last.
+"""Checkpoints: safetensors and JSON in a directory each, written aside and renamed.
 
-checkpoints/step-00000500/model.safetensors       weights and buffers
-optimizer.safetensors   Adam's moments and step counts
-state.json              step, epoch, stream position, early stopping
-checkpoints/latest.json, best.json                which directory to go on from, which was best on validation
+    checkpoints/step-00000500/model.safetensors       weights and buffers
+                              averaged.safetensors    running average of the weights, where train.average is on
+                              optimizer.safetensors   Adam's moments and step counts
+                              state.json              step, epoch, stream position, early stopping
+    checkpoints/latest.json, best.json                which to go on from, which was best on validation
+
+latest.json is written last.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from unicoord_atlas.errors import DataError
+
+from .averaging import AveragedWeights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,16 +47,23 @@ class Progress:
     finished: bool = False
 
 
-def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, best: bool = False
-) -> Path:
+@dataclass(frozen=True)
+class Parts:
+    """What a checkpoint holds beside its progress."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    averaged: AveragedWeights | None = None
+
+
+def save_checkpoint(folder: Path, parts: Parts, progress: Progress, best: bool = False) -> Path:
     """Write one checkpoint and point to it; older ones but the best are removed afterwards."""
     name = f"step-{progress.step:08d}"
     target = folder / name
     if target.exists():  # the same step again, at the end of an epoch: the tensors are the same
         write_json(target / "state.json", asdict(progress))
     else:
-        _write_aside(target, model, optimizer, progress)
+        _write_aside(target, parts, progress)
     if best:
         write_json(folder / "best.json", {"checkpoint": name})
     write_json(folder / "latest.json", {"checkpoint": name})
@@ -59,12 +71,14 @@ def save_checkpoint(
     return target
 
 
-def _write_aside(target: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def _write_aside(target: Path, parts: Parts, progress: Progress) -> None:
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside / "model.safetensors")
-    save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
+    save_file({k: v.contiguous() for k, v in parts.model.state_dict().items()}, aside / "model.safetensors")
+    save_file(_optimizer_tensors(parts.optimizer), aside / "optimizer.safetensors")
+    if parts.averaged is not None:
+        save_file(parts.averaged.state_dict(), aside / "averaged.safetensors")
     write_json(aside / "state.json", asdict(progress))
     for file in aside.iterdir():
         _sync(file)
@@ -72,20 +86,31 @@ def _write_aside(target: Path, model: nn.Module, optimizer: torch.optim.Optimize
     _sync(target.parent)
 
 
-def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-) -> Progress | None:
-    """Load the latest checkpoint into model and optimizer; None if there is none yet."""
+def load_checkpoint(folder: Path, parts: Parts, device: torch.device) -> Progress | None:
+    """Load the latest checkpoint into its parts; None if there is none yet."""
     if not (folder / "latest.json").exists():
         return None
     target = pointed(folder, "latest")
-    load_weights(target, model, device)
+    load_weights(target, parts.model, device)
+    if parts.averaged is not None:
+        parts.averaged.load_state_dict(_tensors(target / "averaged.safetensors", device))
+    optimizer = parts.optimizer
     saved = _tensors(target / "optimizer.safetensors", device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, parameter in enumerate(parameters):
         prefix = f"{number}."
         optimizer.state[parameter] = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
     return Progress(**read_json(target / "state.json"))
+
+
+def load_best(folder: Path, model: nn.Module, device: torch.device) -> None:
+    """Load the best checkpoint's weights, averaged ones if it has them."""
+    target = pointed(folder, "best")
+    load_weights(target, model, device)
+    if (target / "averaged.safetensors").exists():
+        averaged = AveragedWeights(model)
+        averaged.load_state_dict(_tensors(target / "averaged.safetensors", device))
+        averaged.keep()
 
 
 def load_weights(target: Path, model: nn.Module, device: torch.device) -> None:

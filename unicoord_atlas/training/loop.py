@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,8 @@ from tqdm import tqdm
 from unicoord_atlas.errors import UnicoordError
 from unicoord_atlas.model.noise import Noise
 
-from .checkpoint import Progress, load_checkpoint, save_checkpoint
+from .averaging import AveragedWeights
+from .checkpoint import Parts, Progress, load_checkpoint, save_checkpoint
 from .metrics import RunningMeans, append_metrics, drop_metrics_after, require_finite
 from .optimizer import learning_rate, make_optimizer
 
@@ -81,8 +82,9 @@ def run_training(run: Training) -> Progress:
     """Train, or go on training, until the last epoch or early stopping; returns where it ended."""
     optimizer = make_optimizer(run.model, run.config)
     wrapped, prepared = run.accelerator.prepare(run.model, optimizer)
+    parts = Parts(run.model, optimizer, AveragedWeights(run.model) if run.config.average else None)
     checkpoints, metrics = run.folder / "checkpoints", run.folder / "metrics.jsonl"
-    progress = load_checkpoint(checkpoints, run.model, optimizer, run.accelerator.device) or Progress()
+    progress = load_checkpoint(checkpoints, parts, run.accelerator.device) or Progress()
     if progress.finished:
         return progress
     drop_metrics_after(metrics, progress.epoch)
@@ -91,24 +93,20 @@ def run_training(run: Training) -> Progress:
             run.training.set_epoch(progress.epoch)
             if progress.stream:
                 run.training.load_state_dict(progress.stream)
-            entry = _train_epoch(run, wrapped, prepared, optimizer, progress, received)
-            validated = _validate(run, progress) if run.validation is not None else {}
+            entry = _train_epoch(run, parts, wrapped, prepared, progress, received)
+            with parts.averaged.applied() if parts.averaged else nullcontext():
+                validated = _validate(run)
             progress.epoch, progress.stream = progress.epoch + 1, {}
             best = _note_best(progress, validated)
             progress.finished = progress.epoch == run.num_epochs or _out_of_patience(progress, run.config)
             if run.accelerator.is_main_process:
                 append_metrics(metrics, {"epoch": progress.epoch - 1, "step": progress.step, **entry, **validated})
-                save_checkpoint(checkpoints, run.model, optimizer, progress, best=best)
+                save_checkpoint(checkpoints, parts, progress, best=best)
     return progress
 
 
 def _train_epoch(
-    run: Training,
-    wrapped: Any,
-    prepared: Any,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    received: list[int],
+    run: Training, parts: Parts, wrapped: Any, prepared: Any, progress: Progress, received: list[int]
 ) -> dict[str, float]:
     """All remaining steps of an epoch; returns mean losses and speed."""
     means, started, last_save, data_seconds, cells = RunningMeans(), time.perf_counter(), time.monotonic(), 0.0, 0
@@ -117,9 +115,11 @@ def _train_epoch(
     waiting_since = time.perf_counter()
     for batch in bar:
         data_seconds += time.perf_counter() - waiting_since
-        terms = _step(run, wrapped, prepared, optimizer, batch.to(run.accelerator.device), progress.step)
+        terms = _step(run, wrapped, prepared, parts.optimizer, batch.to(run.accelerator.device), progress.step)
         means.add(terms)
         progress.step, cells = progress.step + 1, cells + len(batch)
+        if parts.averaged is not None:
+            parts.averaged.update(progress.step)
         if run.accelerator.device.type == "cpu" or progress.step % 50 == 0:
             require_finite({name: float(value) for name, value in terms.items()}, progress.step)
             seconds = time.perf_counter() - started
@@ -130,7 +130,7 @@ def _train_epoch(
         if received or due or progress.step % run.config.checkpoint_every_steps == 0:
             progress.stream = run.training.state_dict()
             if run.accelerator.is_main_process:
-                save_checkpoint(run.folder / "checkpoints", run.model, optimizer, progress)
+                save_checkpoint(run.folder / "checkpoints", parts, progress)
             last_save = time.monotonic()
         if received:
             raise Stopped(received[0], progress.step)
@@ -164,9 +164,10 @@ def _step(
 
 
 @torch.no_grad()
-def _validate(run: Training, progress: Progress) -> dict[str, float]:
-    """Mean deterministic losses and accuracies over the validation cells."""
-    assert run.validation is not None
+def _validate(run: Training) -> dict[str, float]:
+    """Mean deterministic losses and accuracies over the validation cells, if there are any."""
+    if run.validation is None:
+        return {}
     run.model.eval()
     means = RunningMeans()
     for batch in _bar(run.validation, "validation", run.accelerator.is_main_process):
