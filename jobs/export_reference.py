@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unicoord_atlas.errors import DataError
+from unicoord_atlas.loaders.zarr_layout import MANIFEST
 from unicoord_atlas.reference import ReferenceModel
 
 from .workdir import finished_directory
@@ -28,7 +29,7 @@ class ExportReferenceOptions:
 def model_of_run(run: Path) -> Path:
     """The finished model of a run; DataError says how to get one."""
     folder = run / "model"
-    if not (folder / "manifest.json").exists():
+    if not (folder / MANIFEST).exists():
         raise DataError(
             f"{run}: has no finished model; give the same `unicoord-atlas train` command again to go on training"
         )

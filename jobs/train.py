@@ -17,8 +17,10 @@ from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.plan import Partition
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
+from unicoord_atlas.loaders.zarr_layout import MANIFEST
+from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.training.assembly import build_model, build_objective, mean_profile, num_epochs, own_genes
-from unicoord_atlas.training.checkpoint import Progress, load_best, read_json, write_json
+from unicoord_atlas.training.checkpoint import Progress, load_best, pointed, read_json, write_json
 from unicoord_atlas.training.estimate import estimate
 from unicoord_atlas.training.finish import finished_model
 from unicoord_atlas.training.loop import Stopped, Training, run_training
@@ -46,6 +48,10 @@ def run(options: TrainOptions) -> dict[str, Any]:
     """Train, or go on training, and leave RUN/model: the best checkpoint, calibrated."""
     store, config = open_store(options.store), options.config
     _claim(options, store)
+    finished = _finished(options.out)
+    if finished is not None:
+        _say(f"{options.out} is finished already, from the same atlas and settings")
+        return _summary(options, finished, dict(ReferenceModel.load(options.out / "model").config.metrics))
     prepared = prepare_store(store, config)
     _say_preparation(prepared, options)
     run = _assemble(options, store, prepared)
@@ -59,6 +65,14 @@ def run(options: TrainOptions) -> dict[str, Any]:
         raise
     metrics = _finish(options, store, prepared, run)
     return _summary(options, progress, metrics)
+
+
+def _finished(out: Path) -> Progress | None:
+    """Where a finished run ended; None if there is something left to do."""
+    if not (out / "model" / MANIFEST).exists():
+        return None
+    progress = Progress(**read_json(pointed(out / "checkpoints", "latest") / "state.json"))
+    return progress if progress.finished else None
 
 
 def prepare_store(store: CellStore, config: RunConfig) -> Preparation:

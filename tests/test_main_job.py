@@ -23,7 +23,7 @@ from unicoord_atlas.training.metrics import read_metrics
 SETTINGS = [
     'latent.discrete=["cell_type"]',
     'latent.continuous=["time"]',
-    "latent.unsupervised_continuous=1",
+    "latent.unsupervised_continuous=0",  # else it tells the type, too: reconfiguration is tested here
     "model.hidden=[32,16]",
     "train.epochs=20",
     "train.batch_size=32",
@@ -87,7 +87,7 @@ def test_mapped_keeps_the_query_s_own_cells_and_columns(folder):
     assert list(mapped.obs_names) == list(query.obs_names)
     assert mapped.obs["time"].tolist() == query.obs["time"].tolist()
     np.testing.assert_allclose(mapped.obsm["X_unicoord_cell_type"].sum(axis=1), 1, rtol=1e-5)
-    assert list(mapped.uns["unicoord"]["dims"]) == ["time", *(f"unsupervised_{i}" for i in range(1))]
+    assert list(mapped.uns["unicoord"]["dims"]) == ["time"]
     assert (
         pd.read_csv(folder / "obs.csv", index_col=0)["cell_type_predicted"].tolist()
         == mapped.obs["cell_type_predicted"].tolist()
@@ -166,19 +166,24 @@ def test_a_terminated_run_is_saved_and_says_so(folder, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "latest.json").exists()
 
 
-def test_generate_sets_the_coordinates_it_is_told(folder, tmp_path):
-    made = {}
-    for name, time in (("B", "9"), ("NK", "1")):
-        out = tmp_path / f"{name}.h5ad"
-        cells, reference = folder / "query.h5ad", folder / "reference"
-        generate.run(generate.GenerateOptions(cells, reference, out, {"cell_type": name}, {"time": time}))
-        made[name] = anndata.read_h5ad(out)
-    markers, timed = [f"GENE{i}" for i in range(30)], [f"GENE{i}" for i in range(100, 140)]
-    for genes in (markers, timed):
-        more = np.asarray(made["B"][:, genes].X.mean(axis=1) > made["NK"][:, genes].X.mean(axis=1))
-        assert more.mean() > 0.95
-    assert made["B"].X.data.min() >= 0.01
-    assert made["B"].uns["unicoord"]["set_label"] == {"cell_type": "B"}
+@pytest.mark.parametrize(
+    "more, less, genes",
+    [
+        (({"cell_type": "B"}, {}), ({"cell_type": "NK"}, {}), slice(0, 30)),
+        (({"cell_type": "NK"}, {}), ({"cell_type": "T"}, {}), slice(60, 90)),
+        (({}, {"time": "9"}), ({}, {"time": "1"}), slice(100, 140)),
+    ],
+)
+def test_generate_sets_the_coordinates_it_is_told(folder, tmp_path, more, less, genes):
+    made = []
+    for number, (labels, values) in enumerate((more, less)):
+        out = tmp_path / f"{number}.h5ad"
+        generate.run(generate.GenerateOptions(folder / "query.h5ad", folder / "reference", out, labels, values))
+        made.append(anndata.read_h5ad(out))
+    levels = [np.asarray(adata[:, genes].X.mean(axis=1)) for adata in made]
+    assert (levels[0] > levels[1]).mean() > 0.95
+    assert made[0].X.data.min() >= 0.01
+    assert dict(made[0].uns["unicoord"]["set_label"]) == more[0]
 
 
 def test_generate_lists_what_can_be_set(folder, tmp_path):

@@ -32,7 +32,8 @@ CELLS_PER_TYPE = 250
 FEWEST_TYPES, MOST_TYPES = 16, 152
 RARE_EVERY = 8
 """Every so manieth type is rare."""
-RARE_SHARE = 0.1
+RARE_SHARE = 0.2
+SHARP=.3
 NUM_FACTORS = 10
 """What lineages are combinations of: a few directions in gene space hold all of them, as principal components show."""
 NUM_STATES = 8
@@ -52,8 +53,7 @@ _MEAN_SPREAD = 2.3
 """Standard deviation of the log of mean expression over genes."""
 _SHAPE, _SHAPE_SPREAD = 1.0, 0.4
 _CLASS_SPREAD, _LINEAGE_SPREAD = 0.6, 0.4
-_FACTOR_SPREAD = NUM_FACTORS**-0.5
-_PLATFORM_SPREAD = 0.3
+_PLATFORM_SPREAD = 0.4
 _UNLABELLED_DATASETS = 0.08
 
 
@@ -111,8 +111,6 @@ class Blueprint:
     """0..1: how much a type uses each shared programme."""
     log_efficiency_fg: NDArray[np.float64]
     """Log of how well a platform sees a gene, before the donor's own part."""
-    factors_rg: NDArray[np.float64]
-    """Directions of log expression that lineages, and donors too, differ along."""
     platforms: NDArray[np.intp]
     """Platform of each dataset."""
     unlabelled_datasets: NDArray[np.bool_]
@@ -144,18 +142,17 @@ def make_blueprint(statistics: GeneStatistics, num_cells: int, rng: np.random.Ge
     for number in classes_t:
         numbers[number] += 1
         types.append(f"{CLASSES[number]} {numbers[number]}")
-    rare_t = np.arange(num_types) % RARE_EVERY == RARE_EVERY - 1
+    rare_t = np.arange(num_types) % RARE_EVERY == 0
     abundance_t = np.repeat(np.exp(rng.normal(0, 0.5, num_types // 2)), 2) * np.exp(rng.normal(0, 0.2, num_types))
+    abundance_t[::2] *= SHARP
     abundance_t[rare_t] *= RARE_SHARE
-    factors_rg = _sparse_normal((NUM_FACTORS, num_genes), _FACTOR_SPREAD, rng)
     programme_g = _assign_programmes(statistics.mean_g, num_types, rng)
     shares = np.cumsum([platform.share for platform in PLATFORMS])
     return Blueprint(
         types=tuple(types),
         classes_t=classes_t,
         abundance_t=abundance_t,
-        mean_tg=_type_means(statistics.mean_g, programme_g, factors_rg, classes_t, rng),
-        factors_rg=factors_rg,
+        mean_tg=_type_means(statistics.mean_g, programme_g, classes_t, rng),
         shape_g=statistics.shape_g,
         programme_g=programme_g,
         usage_tp=rng.random((num_types, NUM_SHARED)),
@@ -185,11 +182,7 @@ def _assign_programmes(mean_g: NDArray[np.float64], num_types: int, rng: np.rand
 
 
 def _type_means(
-    mean_g: NDArray[np.float64],
-    programme_g: NDArray[np.int16],
-    factors_rg: NDArray[np.float64],
-    classes_t: NDArray[np.intp],
-    rng: np.random.Generator,
+    mean_g: NDArray[np.float64], programme_g: NDArray[np.int16], classes_t: NDArray[np.intp], rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """(t, g) molecules of each type: the average cell, changed by class and lineage; programmes at their share."""
     num_genes, num_types = len(mean_g), len(classes_t)
@@ -199,9 +192,10 @@ def _type_means(
     factor_p = np.append(share_p / np.maximum(made_p, 1e-300), 1.0)
     plain_g = programme_g == len(share_p)
     classes = _sparse_normal((len(CLASSES), num_genes), _CLASS_SPREAD, rng)
+    factors = _sparse_normal((NUM_FACTORS, num_genes), NUM_FACTORS**-0.5, rng)
     mean_tg = np.empty((num_types, num_genes), np.float32)
     for first in range(0, num_types, 2):
-        shift_g = classes[classes_t[first]] + rng.normal(0, _LINEAGE_SPREAD, NUM_FACTORS) @ factors_rg
+        shift_g = classes[classes_t[first]] + rng.normal(0, _LINEAGE_SPREAD, NUM_FACTORS) @ factors
         level_p = np.full(len(factor_p), LEAK)
         pair = np.arange(first, first + 2)
         level_p[np.concatenate([pair, num_types + state_of(pair), np.arange(num_types + NUM_STATES, len(level_p))])] = 1

@@ -38,12 +38,12 @@ _DONORS_PER_DATASET = 4
 _LINEAGES_PER_ORGAN = 7
 _RARELY = 0.15
 _UNLABELLED_CELLS = 0.04
-_FIRMNESS, _RARE_FIRMNESS, _FIRMNESS_SPREAD = 3.2, 4.5, 1.5
-"""Logit of how much of a cell's identity is its own type's, not the sibling's: how hard types are to tell apart."""
+_FIRMNESS, _FIRMNESS_SPREAD = (3.0, 1.0), (1.0, 1.5)
+"""Logit of how much of a cell's identity is its own type's, not its sibling's: of two siblings one is sharp, and the
+other reaches out to it.  This sets how hard the types are to tell apart."""
 _COMPOSITION_SPREAD, _DONOR_SPREAD, _SEEN_AT_MOST = 0.4, 0.15, 0.2
 _DEPTH_SPREAD, _FEWEST, _MOST = 0.5, 0.05, 0.4
 _STEP_WIDTH = 0.2
-_DONOR_FACTORS = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,6 @@ class Organ:
         platform_d = np.repeat(blueprint.platforms[datasets_of(self._organ)], donors_per)
         efficiency_dg = blueprint.log_efficiency_fg[platform_d] - _SEEN_AT_MOST
         efficiency_dg += rng.normal(0, _DONOR_SPREAD, efficiency_dg.shape)
-        efficiency_dg += rng.normal(0, _DONOR_FACTORS, (len(platform_d), len(blueprint.factors_rg))) @ blueprint.factors_rg
         np.exp(np.minimum(efficiency_dg, 0, out=efficiency_dg), out=efficiency_dg)
 
         depth_n = np.zeros(len(cells.types_n))
@@ -169,10 +168,7 @@ def _draw_cells(
     edges_dk = np.cumsum(share_dk / share_dk.sum(axis=1, keepdims=True), axis=1)[:, :-1]
     types_n = types_k[(rng.random(num_cells)[:, None] > edges_dk[donors_n]).sum(axis=1)]
 
-    firmness_t = np.where(
-        blueprint.rare_t | blueprint.rare_t[np.arange(blueprint.num_types) ^ 1], _RARE_FIRMNESS, _FIRMNESS
-    )
-    own_n = 1 / (1 + np.exp(-rng.normal(firmness_t[types_n], _FIRMNESS_SPREAD)))
+    own_n = 1 / (1 + np.exp(-rng.normal(np.array(_FIRMNESS)[types_n % 2], np.array(_FIRMNESS_SPREAD)[types_n % 2])))
     gradients_n2 = rng.random((num_cells, 2))
     start_d = rng.uniform(0, 0.4, num_donors)  # a donor shows a part of the second gradient, as of a development
     gradients_n2[:, 1] = start_d[donors_n] + 0.6 * gradients_n2[:, 1]
