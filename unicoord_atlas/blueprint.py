@@ -33,7 +33,7 @@ FEWEST_TYPES, MOST_TYPES = 16, 152
 RARE_EVERY = 8
 """Every so manieth type is rare."""
 RARE_SHARE = 0.2
-SHARP=.3
+SHARP = 0.3
 NUM_FACTORS = 10
 """What lineages are combinations of: a few directions in gene space hold all of them, as principal components show."""
 NUM_STATES = 8

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .reference import Annotation, ReferenceModel
-
     from .batch import MiniBatch
+    from .reference import Annotation, ReferenceModel
 
 
 def coordinates(
