@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from accelerate import Accelerator
 
 from unicoord_atlas.errors import DataError, UsageError
@@ -24,6 +25,7 @@ from unicoord_atlas.training.checkpoint import Progress, load_best, pointed, rea
 from unicoord_atlas.training.estimate import estimate
 from unicoord_atlas.training.finish import finished_model
 from unicoord_atlas.training.loop import Stopped, Training, run_training
+from unicoord_atlas.training.optimizer import even_batch_size
 from unicoord_atlas.training.precision import choose_device, choose_precision
 from unicoord_atlas.training.preparation import Preparation, prepare
 
@@ -141,7 +143,7 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation) ->
     training = CellStream(
         store,
         prepared.columns,
-        batch_size=min(config.train.batch_size, len(prepared.training_rows)),
+        batch_size=even_batch_size(len(prepared.training_rows), config.train.batch_size),
         seed=config.train.seed,
         rows=prepared.training_rows,
         window_cells=config.stream.window_cells,
@@ -156,17 +158,30 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation) ->
         else None
     )
     model = build_model(config, store.schema, store.normalization, prepared, genes, profile).to(accelerator.device)
-    model.compute_dtype = choose_precision(config.train, accelerator.device)
+    model.compute_dtype = _precision(options, accelerator.device)
+    epochs = num_epochs(config, len(prepared.training_rows))
     return Training(
         model,
         build_objective(config, model, prepared, accelerator.device),
         training,
         _in_order(store, prepared, prepared.validation_rows) if len(prepared.validation_rows) else None,
         config.train,
-        num_epochs(config, len(prepared.training_rows)),
+        epochs,
+        epochs * len(training),
         options.out,
         accelerator,
     )
+
+
+def _precision(options: TrainOptions, device: torch.device) -> torch.dtype:
+    """Chosen when a run starts and kept: a probe that came out differently would change the losses of a resumed run."""
+    known = options.out / "run.json"
+    facts = read_json(known)
+    key = f"precision_{device.type}"
+    if key not in facts:
+        facts[key] = str(choose_precision(options.config.train, device)).removeprefix("torch.")
+        write_json(known, facts)
+    return torch.bfloat16 if facts[key] == "bfloat16" else torch.float32
 
 
 def _in_order(store: CellStore, prepared: Preparation, rows: np.ndarray[Any, np.dtype[np.int64]]) -> CellStream:

@@ -113,9 +113,9 @@ class TrainConfig(_Section):
 
     seed: Count = 0
     epochs: Size | Literal["auto"] = Field("auto", description="auto = clamp(round(200000 / cells), 1, 100)")
-    batch_size: Size = 256
+    batch_size: Size = Field(256, description="at most; batches are cut evenly")
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    warmup_steps: Count = 200
+    warmup_steps: Count = Field(200, description="* at most a tenth of the run")
     clip_norm: Weight = Field(0.0, description="0 = off")
     average: bool = Field(True, description="* validate and export a running average of the later weights")
     precision: Literal["auto", "fp32", "bf16"] = Field(

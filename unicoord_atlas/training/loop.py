@@ -74,6 +74,8 @@ class Training:
     validation: BatchStream | None
     config: TrainConfig
     num_epochs: int
+    num_steps: int
+    """Of the whole run."""
     folder: Path
     accelerator: Accelerator
 
@@ -152,7 +154,7 @@ def _step(
 ) -> Mapping[str, torch.Tensor]:
     """One optimizer step; returns the weighted loss terms without waiting for the device."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, run.config)
+        group["lr"] = learning_rate(step, run.config, run.num_steps)
     output = wrapped(batch, Noise(run.config.seed, step, batch.rows_n))
     loss = run.objective(output, batch, step)
     run.accelerator.backward(loss.total)

@@ -17,10 +17,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Adam:
     return torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Learning rate of a step: rises linearly over the warm-up, then stays."""
-    return (
-        config.learning_rate * min((step + 1) / config.warmup_steps, 1.0)
-        if config.warmup_steps
-        else config.learning_rate
-    )
+def even_batch_size(num_cells: int, batch_size: int) -> int:
+    """The largest size up to `batch_size` that cuts the cells into even batches: hardly any is left over."""
+    return num_cells // -(-num_cells // batch_size)
+
+
+def learning_rate(step: int, config: TrainConfig, num_steps: int) -> float:
+    """Learning rate of a step: rises linearly over the warm-up, at most a tenth of the run, then stays."""
+    warmup = min(config.warmup_steps, num_steps // 10)
+    return config.learning_rate * (min((step + 1) / warmup, 1.0) if warmup else 1.0)
