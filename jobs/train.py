@@ -20,7 +20,7 @@ from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
 from unicoord_atlas.reference import ReferenceModel
-from unicoord_atlas.training.assembly import build_model, build_objective, mean_profile, num_epochs, own_genes
+from unicoord_atlas.training.assembly import build_model, build_objective, num_epochs, own_genes, profile_of
 from unicoord_atlas.training.checkpoint import Progress, load_best, pointed, read_json, write_json
 from unicoord_atlas.training.estimate import estimate
 from unicoord_atlas.training.finish import finished_model
@@ -152,11 +152,7 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation) ->
         drop_last=True,
     )
     genes = own_genes(config, store.schema, store.normalization, _listed_genes(config, store))
-    profile = (
-        mean_profile(training, store.schema.measured_sg(), store.normalization)
-        if config.model.output_bias == "mean"
-        else None
-    )
+    profile = profile_of(training, store.schema.measured_sg(), store.normalization)
     model = build_model(config, store.schema, store.normalization, prepared, genes, profile).to(accelerator.device)
     model.compute_dtype = _precision(options, accelerator.device)
     epochs = num_epochs(config, len(prepared.training_rows))

@@ -139,7 +139,7 @@ def test_gene_panels_hide_what_the_other_source_did_not_measure():
     measured = torch.ones(2, 40, dtype=torch.bool)
     measured[1, 20:] = False
     model = JointVAE(_spec(num_sources=2, gene_panels=0.9))
-    model.start_from(None, measured, None)
+    model.start_from(measured_sg=measured)
     batch = minibatch(counts, types[:, None], sources=np.zeros(60))
     seen = model.augmented(batch, Noise(0, 0, batch.rows_n)).to_dense()
     plain = log_normalize(batch.counts, batch.size_factors_n).to_dense()
@@ -184,12 +184,23 @@ def test_a_model_of_some_genes_ignores_the_others():
     counts, types = counts_of_types()
     small = JointVAE(_spec().model_copy(update={"num_genes": 20, "num_atlas_genes": 40}))
     own = torch.arange(0, 40, 2)
-    small.start_from(None, None, own)
+    small.start_from(own_genes=own)
     changed = counts.copy()
     changed[:, 1::2] += 3
     first, second = minibatch(counts, types[:, None]), minibatch(changed, types[:, None])
     second = type(second)(second.counts, *(getattr(first, name) for name in list(first.__slots__)[1:]))
     torch.testing.assert_close(small(first).errors_n, small(second).errors_n)
+
+
+def test_the_encoder_looks_only_at_genes_it_was_told_to():
+    counts, types = counts_of_types()
+    model = JointVAE(_spec())
+    model.start_from(heard_g=torch.arange(40) < 20)
+    changed = counts.copy()
+    changed[:, 20:] = 0
+    batches = [minibatch(counts, types[:, None]), minibatch(changed, types[:, None])]
+    rows = [log_normalize(batch.counts, batches[0].size_factors_n) for batch in batches]
+    torch.testing.assert_close(model.encode(rows[0]).mean_nd, model.encode(rows[1]).mean_nd)
 
 
 def test_samples_approach_the_posterior():

@@ -102,6 +102,9 @@ class ModelConfig(_Section):
         (512, 256, 128), description="the decoder mirrors it"
     )
     dropout: Share = 0.1
+    encoder_min_cells: Count = Field(
+        20, description="* the encoder looks at genes detected in so many of up to 20,000 training cells"
+    )
     output_bias: Literal["mean", "default"] = Field("mean", description="* starts at the training cells' mean profile")
     relu_gradient: Literal["y_or_x", "y"] = Field(
         "y_or_x", description='* behind the last ReLU the gradient passes where y > 0 or x > 0; "y": the paper'
@@ -206,7 +209,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "latent": {"standardize": False},
         "loss": {"beta": 1.0, "beta_warmup_steps": 0, "class_weights": "none", "label_smoothing": 0.0},
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
-        "model": {"output_bias": "default", "relu_gradient": "y"},
+        "model": {"output_bias": "default", "relu_gradient": "y", "encoder_min_cells": 0},
         "train": {"warmup_steps": 0, "early_stopping_patience": 0, "average": False},
     },
     "released": {
@@ -223,7 +226,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
             "per_gene": True,
         },
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
-        "model": {"output_bias": "default", "relu_gradient": "y"},
+        "model": {"output_bias": "default", "relu_gradient": "y", "encoder_min_cells": 0},
         "train": {"epochs": 100, "batch_size": 128, "warmup_steps": 0, "early_stopping_patience": 0, "average": False},
     },
 }

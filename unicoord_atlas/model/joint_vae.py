@@ -66,6 +66,7 @@ class JointVAE(nn.Module):
 
     measured_sg: Tensor
     own_index_g: Tensor
+    heard_g: Tensor
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
@@ -80,14 +81,30 @@ class JointVAE(nn.Module):
         self.output_layer = nn.Linear(hidden[0], spec.num_genes)
         self.register_buffer("measured_sg", torch.ones((spec.num_sources, spec.num_genes), dtype=torch.bool))
         self.register_buffer("own_index_g", torch.arange(spec.num_atlas_genes))
+        self.register_buffer("heard_g", torch.ones(spec.num_genes))
         self.compute_dtype = torch.float32
         """Of the matrix products over genes; weights stay float32."""
         self._partly_measured: tuple[bool, ...] | None = None
 
-    def start_from(self, mean_profile_g: Tensor | None, measured_sg: Tensor | None, own_genes: Tensor | None) -> None:
-        """Set the output bias to the training cells' mean profile, what each source measured, and which genes are used.
+    def start_from(
+        self,
+        mean_profile_g: Tensor | None = None,
+        measured_sg: Tensor | None = None,
+        own_genes: Tensor | None = None,
+        heard_g: Tensor | None = None,
+    ) -> None:
+        """Set what the training data says before training.
 
-        The first two over the model's own genes; `own_genes` are ascending indices of atlas genes.
+        Parameters
+        ----------
+        mean_profile_g
+            Mean profile of the training cells over the model's genes: the output bias.
+        measured_sg
+            What each source measured of the model's genes.
+        own_genes
+            Ascending indices of the atlas genes that are the model's.
+        heard_g
+            Which of the model's genes the encoder looks at.
         """
         if mean_profile_g is not None:
             with torch.no_grad():
@@ -97,6 +114,8 @@ class JointVAE(nn.Module):
         if own_genes is not None:
             self.own_index_g.fill_(-1)
             self.own_index_g[own_genes] = torch.arange(len(own_genes))
+        if heard_g is not None:
+            self.heard_g.copy_(heard_g)
 
     def own_counts(self, batch: MiniBatch) -> SparseRows:
         """Counts of the genes that the model looks at."""
@@ -133,6 +152,7 @@ class JointVAE(nn.Module):
 
     def encode(self, rows: SparseRows, order: GeneOrder | None = None, noise: Noise | None = None) -> Posterior:
         """Posterior of log-normalized cells; with noise there is dropout after the first and second layer."""
+        rows = replace(rows, data=rows.data * self.heard_g[rows.indices.to(torch.int64)])
         hidden_nh = torch.relu(self.input_layer(rows, order, self.compute_dtype))
         for number, layer in enumerate(self.encoder):
             hidden_nh = self._dropout(hidden_nh, noise, number) if number < 2 else hidden_nh

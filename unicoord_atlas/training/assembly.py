@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,27 +75,30 @@ def dispersion_scores(
     return scores_g
 
 
-def mean_profile(
-    batches: Iterable[MiniBatch],
-    measured_sg: NDArray[np.bool_],
-    normalization: Normalization,
-    num_cells: int = PROFILE_CELLS,
-) -> NDArray[np.float32]:
-    """(g,) mean log-normalized expression of the first `num_cells` training cells, over those that measured each gene.
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a sample of training cells expresses: held-out cells have no say in how a model starts."""
 
-    Training cells only: the whole atlas's mean would tell of cells that are held out.
-    """
-    sums_g = np.zeros(len(normalization.mean_g))
+    mean_g: NDArray[np.float32]
+    """(g,) mean log-normalized value over the cells whose source measured the gene."""
+    detected_g: NDArray[np.int64]
+    """(g,) cells of the sample that express the gene."""
+
+
+def profile_of(batches: Iterable[MiniBatch], measured_sg: NDArray[np.bool_], normalization: Normalization) -> Profile:
+    """Profile of the first 20,000 cells, fewer if there are fewer."""
+    num_genes = len(normalization.mean_g)
+    sums_g, detected_g = np.zeros(num_genes), np.zeros(num_genes, np.int64)
     cells_s = np.zeros(max(len(measured_sg), 1))
     for batch in batches:
         rows = log_normalize(batch.counts, batch.size_factors_n, normalization.target_sum, normalization.log_input)
-        sums_g += np.bincount(rows.indices.numpy(), rows.data.numpy(), minlength=len(sums_g))
+        sums_g += np.bincount(rows.indices.numpy(), rows.data.numpy(), minlength=num_genes)
+        detected_g += np.bincount(rows.indices.numpy(), minlength=num_genes)
         cells_s += np.bincount(batch.sources_n.numpy(), minlength=len(cells_s))
-        if cells_s.sum() >= num_cells:
+        if cells_s.sum() >= PROFILE_CELLS:
             break
-    cells_g = cells_s @ measured_sg if len(measured_sg) else np.full(len(sums_g), cells_s.sum())
-    result: NDArray[np.float32] = (sums_g / np.maximum(cells_g, 1)).astype(np.float32)
-    return result
+    cells_g = cells_s @ measured_sg if len(measured_sg) else np.full(num_genes, cells_s.sum())
+    return Profile((sums_g / np.maximum(cells_g, 1)).astype(np.float32), detected_g)
 
 
 def build_model(
@@ -103,9 +107,9 @@ def build_model(
     normalization: Normalization,
     preparation: Preparation,
     genes: NDArray[np.int64] | None,
-    profile_g: NDArray[np.float32] | None,
+    profile: Profile,
 ) -> JointVAE:
-    """A model with seeded weights; `profile_g` (over atlas genes) starts the output bias, if given."""
+    """A model with seeded weights that starts from the profile of the training cells."""
     chosen = genes if genes is not None else np.arange(schema.num_genes)
     measured_sg = schema.measured_sg()[:, chosen]
     masked = config.data.mask_unmeasured and not measured_sg.all()
@@ -125,10 +129,12 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = JointVAE(spec)
+    heard_g = profile.detected_g[chosen] >= config.model.encoder_min_cells
     model.start_from(
-        torch.from_numpy(profile_g[chosen]) if profile_g is not None else None,
+        torch.from_numpy(profile.mean_g[chosen]) if config.model.output_bias == "mean" else None,
         torch.from_numpy(measured_sg) if masked else None,
         torch.from_numpy(genes) if genes is not None else None,
+        torch.from_numpy(heard_g) if heard_g.any() else None,  # a handful of cells: all genes rather than none
     )
     return model
 
