@@ -1,7 +1,9 @@
 """What an invented atlas is like, before a cell is drawn.  Shapes: g genes, t types, p programmes, f platforms.
 
-Types form a tree: class, lineage (two types), type.  Classes and lineages differ in many genes; the two types of a
-lineage only in their identity programmes, which a cell may have half of each: that is what makes annotation hard.
+Types form a tree: class, lineage, type.  Classes and lineages differ in many genes.  A lineage has two types, which
+differ only in programmes (their markers, a state, more or less of the shared ones), and a cell may be anywhere between
+them: the first is small and sharp, the second large and reaches out to it.  That is what makes annotation hard: the
+best border between siblings is not half-way, and some cells lie on the other side of it.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ NUM_DATASETS = 116
 CLASSES = ("endothelial", "stromal", "myeloid", "lymphoid", "epithelial", "neural", "muscle", "secretory")
 NUM_COMMON_CLASSES = 4
 """The first classes occur in most organs, the others in few."""
-CELLS_PER_TYPE = 250
+CELLS_PER_TYPE = 200
 """Small atlases have fewer types, so that there are cells to learn each from."""
 FEWEST_TYPES, MOST_TYPES = 16, 152
-RARE_EVERY = 8
-"""Every so manieth type is rare."""
-RARE_SHARE = 0.2
-SHARP = 0.3
+SHARP_ABUNDANCE = 0.35
+"""Of a sharp type, in multiples of its sibling's."""
+RARE_EVERY, RARE_ABUNDANCE = 8, 0.35
+"""Every so manieth type is rare, in multiples of what it would be."""
 NUM_FACTORS = 10
 """What lineages are combinations of: a few directions in gene space hold all of them, as principal components show."""
 NUM_STATES = 8
@@ -43,8 +45,8 @@ NUM_STEPS = 4
 NUM_SHARED = 12
 """Programmes that cells of all types have more or less of: those of the two gradients first."""
 REFERENCE_COUNTS = 4000.0
-MARKER_SHARE, STATE_SHARE, SHARED_SHARE = 0.02, 0.05, 0.02
-"""Of a cell's molecules, what a fully active programme makes."""
+MARKER_SHARE, STATE_SHARE, SHARED_SHARE = 0.04, 0.3, 0.3
+"""What a fully active programme makes, in multiples of REFERENCE_COUNTS."""
 LEAK = 0.03
 """What is left of a programme in cells that do not have it."""
 _MARKER_GENES, _STATE_GENES, _SHARED_GENES = 0.12, 0.04, 0.08
@@ -84,7 +86,7 @@ class GeneStatistics:
     """What is known of genes before types are made of them."""
 
     mean_g: NDArray[np.float64]
-    """Molecules in an average cell of REFERENCE_COUNTS molecules."""
+    """Molecules in an average cell, which has REFERENCE_COUNTS."""
     shape_g: NDArray[np.float64]
     """r of the negative binomial; its variance is mean + mean**2 / r."""
 
@@ -114,7 +116,6 @@ class Blueprint:
     platforms: NDArray[np.intp]
     """Platform of each dataset."""
     unlabelled_datasets: NDArray[np.bool_]
-    rare_t: NDArray[np.bool_]
 
     @property
     def num_types(self) -> int:
@@ -142,10 +143,9 @@ def make_blueprint(statistics: GeneStatistics, num_cells: int, rng: np.random.Ge
     for number in classes_t:
         numbers[number] += 1
         types.append(f"{CLASSES[number]} {numbers[number]}")
-    rare_t = np.arange(num_types) % RARE_EVERY == 0
     abundance_t = np.repeat(np.exp(rng.normal(0, 0.5, num_types // 2)), 2) * np.exp(rng.normal(0, 0.2, num_types))
-    abundance_t[::2] *= SHARP
-    abundance_t[rare_t] *= RARE_SHARE
+    abundance_t[::2] *= SHARP_ABUNDANCE
+    abundance_t[::RARE_EVERY] *= RARE_ABUNDANCE
     programme_g = _assign_programmes(statistics.mean_g, num_types, rng)
     shares = np.cumsum([platform.share for platform in PLATFORMS])
     return Blueprint(
@@ -159,7 +159,6 @@ def make_blueprint(statistics: GeneStatistics, num_cells: int, rng: np.random.Ge
         log_efficiency_fg=rng.normal(0, _PLATFORM_SPREAD, (len(PLATFORMS), num_genes)),
         platforms=rng.permutation(np.searchsorted(shares, (np.arange(NUM_DATASETS) + 0.5) / NUM_DATASETS)),
         unlabelled_datasets=rng.random(NUM_DATASETS) < _UNLABELLED_DATASETS,
-        rare_t=rare_t,
     )
 
 

@@ -38,9 +38,9 @@ _DONORS_PER_DATASET = 4
 _LINEAGES_PER_ORGAN = 7
 _RARELY = 0.15
 _UNLABELLED_CELLS = 0.04
-_FIRMNESS, _FIRMNESS_SPREAD = (3.0, 1.0), (1.0, 1.5)
-"""Logit of how much of a cell's identity is its own type's, not its sibling's: of two siblings one is sharp, and the
-other reaches out to it.  This sets how hard the types are to tell apart."""
+_FIRMNESS, _FIRMNESS_SPREAD = (4.7, 1.45), (0.25, 1.8)
+"""Logit of how much of a cell's identity is its own type's, not its sibling's; of sharp types and of their siblings.
+The second mean sets how hard types are to tell apart, the difference of the spreads how much worse centroids do."""
 _COMPOSITION_SPREAD, _DONOR_SPREAD, _SEEN_AT_MOST = 0.4, 0.15, 0.2
 _DEPTH_SPREAD, _FEWEST, _MOST = 0.5, 0.05, 0.4
 _STEP_WIDTH = 0.2
