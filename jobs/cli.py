@@ -30,8 +30,20 @@ Out = Annotated[Path, typer.Option(help="What to write; it appears under this na
 
 
 def _finish(result: dict[str, Any], as_json: bool) -> None:
+    """Print the result as JSON, or say on stderr what was written."""
     if as_json:
         print(json.dumps(result))
+        return
+    for key in ("run", "latents", "reference", "mapped", "generated"):
+        if key in result:
+            print(f"wrote {result[key]}", file=sys.stderr)
+
+
+def _page(as_json: bool) -> Any:
+    """Where a command shows what it was asked for: stdout, or nowhere if JSON goes there."""
+    from rich.console import Console
+
+    return Console(quiet=as_json)
 
 
 @app.command()
@@ -102,7 +114,7 @@ def info(
     """Say what a store or a file holds: cells, genes, matrices, candidate label columns."""
     from .info import run
 
-    _finish(run(path), as_json)
+    _finish(run(path, _page(as_json)), as_json)
 
 
 @app.command()
@@ -110,7 +122,7 @@ def check(path: Annotated[Path, typer.Argument(help="Any finished output directo
     """Verify a finished output against its manifest: every file, size and checksum."""
     from .check import run
 
-    _finish(run(path), as_json)
+    _finish(run(path, _page(as_json)), as_json)
 
 
 @app.command()
@@ -130,7 +142,7 @@ def doctor(as_json: Json = False) -> None:
     """Say what this machine has: versions, devices, bf16, memory, disk."""
     from .doctor import run
 
-    _finish(run(), as_json)
+    _finish(run(_page(as_json)), as_json)
 
 
 @app.command()
@@ -207,12 +219,17 @@ def map_query(
     probabilities: Annotated[bool, typer.Option(help="Write the probability of every class to obsm.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write obs, with the predictions, as CSV too.")] = None,
     layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
+    input: Annotated[Literal["counts", "lognorm"], typer.Option(help="What the query holds.")] = "counts",
+    gene_table: Annotated[Path | None, typer.Option(help="Ensembl ids and symbols.", metavar="TSV")] = None,
     as_json: Json = False,
 ) -> None:
-    """Map new cells onto a reference: coordinates, labels, confidence."""
+    """Map new cells onto a reference: coordinates, labels, confidence.
+
+    The output holds the query's obs and the coordinates in obsm, no expression.
+    """
     from . import map_query as job
 
-    _finish(job.run(job.MapQueryOptions(query, reference, out, probabilities, csv, layer)), as_json)
+    _finish(job.run(job.MapQueryOptions(query, reference, out, probabilities, csv, layer, input, gene_table)), as_json)
 
 
 @app.command()
@@ -229,7 +246,7 @@ def generate(
     layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Reconfigure cells: set coordinates, decode, and write the cells that the model makes of it."""
+    """Reconfigure cells: set coordinates, decode, and write what the model makes of them, log-normalized."""
     from . import generate as job
 
     options = job.GenerateOptions(

@@ -17,7 +17,7 @@ from unicoord_atlas.training.precision import bf16_speedup
 _PACKAGES = ("unicoord-atlas", "torch", "zarr", "anndata", "accelerate", "tiledbsoma", "dask", "numpy")
 
 
-def run() -> dict[str, Any]:
+def run(console: Console | None = None) -> dict[str, Any]:
     """Print and return versions, devices, bf16, memory and disk."""
     facts: dict[str, Any] = {
         "python": platform.python_version(),
@@ -28,9 +28,10 @@ def run() -> dict[str, Any]:
         "cpu_bf16_speedup": round(bf16_speedup(), 2),
         "free_disk_gib": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
     }
-    console = Console(stderr=True)
+    console = console or Console(stderr=True)
     for name, value in facts.items():
-        console.print(f"{name}: {value}", highlight=False)
+        text = ", ".join(f"{key} {version}" for key, version in value.items()) if isinstance(value, dict) else value
+        console.print(f"{name}: {text}", highlight=False)
     return facts
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.coordinates import coordinates
-from unicoord_atlas.errors import DataError
+from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.reference import ReferenceModel
@@ -35,6 +35,8 @@ class ExportLatentsOptions:
 
 def run(options: ExportLatentsOptions) -> dict[str, Any]:
     """Encode the store in its order; writes an AnnData Zarr with latents.parquet inside."""
+    if options.out.suffix != ".zarr":
+        raise UsageError(f"--out {options.out}: it is a Zarr store; give it a name that ends in .zarr")
     store = open_store(options.store)
     folder = model_of_run(options.run)
     reference = ReferenceModel.load(folder)

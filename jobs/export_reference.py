@@ -39,6 +39,10 @@ def model_of_run(run: Path) -> Path:
 def run(options: ExportReferenceOptions) -> dict[str, Any]:
     """Copy the model, with the latents if asked for; nothing is computed."""
     folder = model_of_run(options.run)
+    if options.latents and not (options.latents / "obsm" / "X_unicoord").exists():
+        raise DataError(
+            f"--latents {options.latents}: holds no coordinates; make them with `unicoord-atlas export-latents`"
+        )
     reference = ReferenceModel.load(folder)
     inputs = [folder, *([options.latents] if options.latents else [])]
     with finished_directory(options.out, inputs, {"latents": options.latents is not None}) as partial:

@@ -19,7 +19,7 @@ from unicoord_atlas.loaders.sources import open_source
 from unicoord_atlas.query import QueryBatches
 from unicoord_atlas.reference import ReferenceModel
 
-from .map_query import write_output
+from .map_query import require_cells, require_suffix, write_output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,10 +43,12 @@ class GenerateOptions:
 
 def run(options: GenerateOptions) -> dict[str, Any]:
     """Encode, set coordinates, decode; X holds log-normalized values."""
+    require_suffix(options.out)
     reference = ReferenceModel.load(options.reference)
     codes, values = resolve_settings(reference, options.labels, _numbers(options.values))
     rows = []
     with open_source(options.cells, options.layer) as source:
+        require_cells(source.n_obs, options.cells)
         batches = QueryBatches(source, reference.schema, reference.normalization, batch_size=256)
         bar = tqdm(total=len(batches), desc="generate", unit="cell", unit_scale=True, disable=not sys.stderr.isatty())
         for encoded in encode_batches(reference.model, batches, reference.device):

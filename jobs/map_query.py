@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from unicoord_atlas.coordinates import coordinates
-from unicoord_atlas.errors import DataError
+from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.genes import read_gene_table
 from unicoord_atlas.loaders.sources import InputKind, open_source
 from unicoord_atlas.query import Coverage, QueryBatches
 from unicoord_atlas.reference import ReferenceModel
@@ -37,17 +38,21 @@ class MapQueryOptions:
     csv: Path | None = None
     layer: str | None = None
     input: InputKind = "counts"
+    gene_table: Path | None = None
 
 
 def run(options: MapQueryOptions) -> dict[str, Any]:
     """Stream the query through the encoder; MAPPED keeps the query's own obs, columns and names."""
+    require_suffix(options.out)
     reference = ReferenceModel.load(options.reference)
     if options.out.exists() or (options.csv and options.csv.exists()):
         raise DataError(
             f"{options.out if options.out.exists() else options.csv} exists; remove it or choose another name"
         )
+    table = read_gene_table(options.gene_table) if options.gene_table else None
     with open_source(options.query, options.layer, options.input) as source:
-        batches = QueryBatches(source, reference.schema, reference.normalization)
+        require_cells(source.n_obs, options.query)
+        batches = QueryBatches(source, reference.schema, reference.normalization, table=table)
         _say_coverage(options.query, batches.coverage)
         adata = coordinates(reference, batches, source.obs, options.probabilities, "map-query")
     adata.uns["unicoord"] |= {"reference": options.reference.name, "profile_share": batches.coverage.profile_share}
@@ -64,16 +69,26 @@ def run(options: MapQueryOptions) -> dict[str, Any]:
     }
 
 
+def require_suffix(out: Path) -> None:
+    """UsageError unless the name says what to write."""
+    if out.suffix not in (".h5ad", ".zarr"):
+        raise UsageError(f"--out {out}: give it a name that ends in .h5ad or .zarr")
+
+
+def require_cells(num_cells: int, path: Path) -> None:
+    """DataError for a file without cells."""
+    if not num_cells:
+        raise DataError(f"{path}: holds no cells")
+
+
 def write_output(adata: anndata.AnnData, out: Path, inputs: list[Path]) -> None:
     """Write .h5ad or .zarr aside and rename."""
     if out.suffix == ".zarr":
         with finished_directory(out, inputs, {}) as partial:
             write_anndata(adata, partial)
-    elif out.suffix == ".h5ad":
+    else:
         with finished_file(out) as partial:
             write_anndata(adata, partial)
-    else:
-        raise DataError(f"--out {out}: name it .h5ad or .zarr")
 
 
 def _say_coverage(query: Path, coverage: Coverage) -> None:

@@ -49,7 +49,7 @@ class TrainOptions:
 def run(options: TrainOptions) -> dict[str, Any]:
     """Train, or go on training, and leave RUN/model: the best checkpoint, calibrated."""
     store, config = open_store(options.store), options.config
-    _claim(options, store)
+    _refuse_other(options, store)
     finished = _finished(options.out)
     if finished is not None:
         _say(f"{options.out} is finished already, from the same atlas and settings")
@@ -94,27 +94,50 @@ def _table(store: CellStore, name: str) -> pd.DataFrame:
     )
 
 
-def _claim(options: TrainOptions, store: CellStore) -> None:
-    """Make the run directory, or see that it is this very run's."""
-    facts = {
+def _facts(options: TrainOptions, store: CellStore) -> dict[str, Any]:
+    """What tells a run from another."""
+    return {
         "atlas": Path(store.uri).name,
         "fingerprint": store.fingerprint,
         "settings": options.config.model_dump(mode="json"),
     }
-    known = options.out / "run.json"
+
+
+def _refuse_other(options: TrainOptions, store: CellStore) -> None:
+    """DataError if --out is something else than this very run."""
+    known, facts = options.out / "run.json", _facts(options, store)
     if known.exists():
-        differs = [key for key, value in facts.items() if read_json(known).get(key) != value]
+        before = read_json(known)
+        differs = [key for key in ("atlas", "fingerprint") if before.get(key) != facts[key]]
+        differs += _differing(before.get("settings", {}), facts["settings"])
         if differs:
             raise DataError(
                 f"{options.out} is another run ({', '.join(differs)} differ); "
                 "choose another --out, or remove it to start anew"
             )
         return
-    if options.out.exists() and any(options.out.iterdir()):
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise DataError(f"{options.out} exists and is no run of unicoord-atlas; choose another --out")
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "run.toml").write_text(options.config.to_toml(), encoding="utf-8")
-    write_json(known, facts)
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Dotted names of settings that are not the same."""
+    names = [f"{section}.{key}" for section, values in now.items() if isinstance(values, dict) for key in values]
+    names += [key for key, value in now.items() if not isinstance(value, dict)]
+
+    def look(settings: dict[str, Any], name: str) -> Any:
+        section, _, key = name.partition(".")
+        return settings.get(section, {}).get(key) if key else settings.get(section)
+
+    return [name for name in names if look(before, name) != look(now, name)]
+
+
+def _claim(options: TrainOptions, store: CellStore) -> None:
+    """Make the run directory, once all that was asked for has been found sound."""
+    if not (options.out / "run.json").exists():
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "run.toml").write_text(options.config.to_toml(), encoding="utf-8")
+        write_json(options.out / "run.json", _facts(options, store))
 
 
 def _listed_genes(config: RunConfig, store: CellStore) -> np.ndarray[Any, np.dtype[np.int64]] | None:
@@ -154,6 +177,7 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation) ->
     genes = own_genes(config, store.schema, store.normalization, _listed_genes(config, store))
     profile = profile_of(training, store.schema.measured_sg(), store.normalization)
     model = build_model(config, store.schema, store.normalization, prepared, genes, profile).to(accelerator.device)
+    _claim(options, store)
     model.compute_dtype = _precision(options, accelerator.device)
     epochs = num_epochs(config, len(prepared.training_rows))
     return Training(

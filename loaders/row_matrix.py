@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-ENTRIES_PER_BLOCK = 1 << 21
-"""Most entries that are held at once for one block: some 50 MB with the copies that work on it makes."""
+ENTRIES_PER_BLOCK = 1 << 20
+"""Most entries that are held at once for one block: some 25 MB with the copies that work on it makes."""
 _SAMPLES, _SAMPLE_SIZE = 3, 20_000
 
 

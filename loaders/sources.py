@@ -100,9 +100,13 @@ class FileSource:
             return self._rows.read(start, stop)
 
     def blocks(self, rows_per_block: int, start: int = 0, stop: int | None = None) -> Iterator[CsrBlock]:
-        """Blocks of consecutive rows."""
+        """Blocks of consecutive rows, their values checked."""
+        from .facts import check_values  # late: facts are collected from sources
+
         for first, last in self.cuts(rows_per_block, start, stop):
-            yield self.read(first, last)
+            block = self.read(first, last)
+            check_values(self, block, first)
+            yield block
 
     def close(self) -> None:
         """Close the file."""

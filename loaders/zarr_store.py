@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from unicoord_atlas.errors import ConfigError, UsageError
+from unicoord_atlas.errors import ConfigError, DataError, UsageError
 from unicoord_atlas.normalization import Normalization
 from unicoord_atlas.schema import AtlasSchema
 
@@ -43,7 +43,10 @@ class ZarrStore:
         self._process = os.getpid()
         self.manifest = read_manifest(self._path)
         require_files(self._path, self.manifest)
-        self._group: Any = zarr.open_group(self._path, mode="r")
+        try:
+            self._group: Any = zarr.open_group(self._path, mode="r")
+        except zarr.errors.GroupNotFoundError:
+            raise DataError(f"{uri} is an output of unicoord-atlas, but no atlas store") from None
         self.layout = names.read_layout(self._group, uri)
         self.indptr = self.layout.indptr
         self.fingerprint = fingerprint(self.manifest)

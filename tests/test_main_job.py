@@ -111,7 +111,7 @@ def test_a_finished_run_is_not_trained_again(folder):
     before = (folder / "run" / "metrics.jsonl").read_text()
     train.run(train.TrainOptions(folder / "atlas.zarr", folder / "run", config()))
     assert (folder / "run" / "metrics.jsonl").read_text() == before
-    with pytest.raises(DataError, match="settings differ"):
+    with pytest.raises(DataError, match=r"loss\.beta differ"):
         train.run(train.TrainOptions(folder / "atlas.zarr", folder / "run", config("loss.beta=0.7")))
 
 
@@ -231,3 +231,40 @@ def test_recover_counts_finds_the_integers():
     recovered, worst = recover_counts(sp.csr_matrix(np.log1p(counts * units).astype(np.float32)))
     assert worst < 0.01
     np.testing.assert_array_equal(recovered.toarray()[1:], counts[1:])
+
+
+def test_a_refused_run_leaves_nothing_behind(folder, tmp_path):
+    with pytest.raises(UsageError, match="organ"):
+        train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / "run", config('latent.discrete=["organ"]')))
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="no run"):
+        train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / "file", config()))
+
+
+@pytest.mark.parametrize("bad", ["negative", "empty", "suffix"])
+def test_a_bad_query_is_refused(folder, tmp_path, bad):
+    query, out, error = anndata.read_h5ad(folder / "query.h5ad"), tmp_path / "mapped.h5ad", DataError
+    if bad == "negative":
+        query.X.data[5] = -1
+    elif bad == "empty":
+        query = query[:0].copy()
+    else:
+        out, error = tmp_path / "mapped.csv", UsageError
+    query.write_h5ad(tmp_path / "query.h5ad")
+    with pytest.raises(error):
+        map_query.run(map_query.MapQueryOptions(tmp_path / "query.h5ad", folder / "reference", out))
+    assert not out.exists()
+
+
+def test_only_coordinates_are_bundled(folder, tmp_path):
+    options = export_reference.ExportReferenceOptions(folder / "run", tmp_path / "reference", folder / "atlas.zarr")
+    with pytest.raises(DataError, match="export-latents"):
+        export_reference.run(options)
+
+
+def test_info_on_a_reference_says_what_it_is_not(folder):
+    from unicoord_atlas.jobs import info
+
+    with pytest.raises(DataError, match="no atlas store"):
+        info.run(folder / "reference")

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
+
+    from .batch import CsrBlock
 
 ORGANS = (
     "adipose", "adrenal gland", "bladder", "blood", "bone marrow", "brain", "breast", "cervix", "chorionic villus",
@@ -40,23 +42,24 @@ NUM_FACTORS = 10
 """What lineages are combinations of: a few directions in gene space hold all of them, as principal components show."""
 NUM_STATES = 8
 """Programmes of which many types have one, and their siblings the next."""
-NUM_STEPS = 4
+NUM_STEPS = 3
 """Programmes that are active one after the other along each gradient."""
-NUM_SHARED = 12
+NUM_SHARED = 8
 """Programmes that cells of all types have more or less of: those of the two gradients first."""
 REFERENCE_COUNTS = 4000.0
-MARKER_SHARE, STATE_SHARE, SHARED_SHARE = 0.04, 0.3, 0.3
+MARKER_SHARE, STATE_SHARE, SHARED_SHARE = 0.04, 0.25, 0.15
 """What a fully active programme makes, in multiples of REFERENCE_COUNTS."""
-LEAK = 0.03
-"""What is left of a programme in cells that do not have it."""
+LEAK, SHARED_LEAK = 0.03, 0.25
+"""What is left of a programme in cells that do not have it; of a shared one."""
 _MARKER_GENES, _STATE_GENES, _SHARED_GENES = 0.12, 0.04, 0.08
 """Of all genes, those in the programmes of a kind together."""
 _MEAN_SPREAD = 2.3
 """Standard deviation of the log of mean expression over genes."""
-_SHAPE, _SHAPE_SPREAD = 1.0, 0.4
+_SHAPE, _SHAPE_SPREAD, _SHAPES = 1.0, 0.4, (0.1, 10.0)
 _CLASS_SPREAD, _LINEAGE_SPREAD = 0.6, 0.4
 _PLATFORM_SPREAD = 0.4
 _UNLABELLED_DATASETS = 0.08
+_ORGAN_SPREAD = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,31 @@ class GeneStatistics:
         """Log-normal means."""
         mean_g = np.exp(rng.normal(0, _MEAN_SPREAD, num_genes))
         return cls(mean_g * (REFERENCE_COUNTS / mean_g.sum()), _SHAPE * np.exp(rng.normal(0, _SHAPE_SPREAD, num_genes)))
+
+    @classmethod
+    def measure(cls, blocks: Iterable[CsrBlock], num_genes: int) -> GeneStatistics:
+        """Those of cells scaled to REFERENCE_COUNTS; r by the method of moments, the noise of counting taken off."""
+        num_cells, scales = 0, 0.0
+        sum_g, square_g = np.zeros(num_genes), np.zeros(num_genes)
+        for block in blocks:
+            total_n = np.diff(np.concatenate([[0.0], np.cumsum(block.data, dtype=np.float64)])[block.indptr])
+            scale_n = np.divide(REFERENCE_COUNTS, total_n, out=np.zeros(block.num_rows), where=total_n > 0)
+            values = block.data * np.repeat(scale_n, np.diff(block.indptr))
+            sum_g += np.bincount(block.indices, values, num_genes)
+            square_g += np.bincount(block.indices, values**2, num_genes)
+            num_cells, scales = num_cells + int((total_n > 0).sum()), scales + float(scale_n.sum())
+        num_cells = max(num_cells, 1)
+        mean_g = sum_g / num_cells
+        excess_g = square_g / num_cells - mean_g**2 - mean_g * (scales / num_cells)
+        shape_g = np.divide(mean_g**2, excess_g, out=np.full(num_genes, np.inf), where=excess_g > 0)
+        return cls(mean_g, np.clip(shape_g, *_SHAPES))
+
+    def fill(self, measured_g: NDArray[np.bool_], rng: np.random.Generator) -> GeneStatistics:
+        """Genes that were not measured get the statistics of one of the lower half of those that were."""
+        known = np.flatnonzero(measured_g)
+        low = known[np.argsort(self.mean_g[known])][: max(len(known) // 2, 1)]
+        taken = np.where(measured_g, np.arange(len(measured_g)), rng.choice(low, len(measured_g)))
+        return GeneStatistics(self.mean_g[taken], self.shape_g[taken])
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +188,13 @@ def make_blueprint(statistics: GeneStatistics, num_cells: int, rng: np.random.Ge
         platforms=rng.permutation(np.searchsorted(shares, (np.arange(NUM_DATASETS) + 0.5) / NUM_DATASETS)),
         unlabelled_datasets=rng.random(NUM_DATASETS) < _UNLABELLED_DATASETS,
     )
+
+
+def split_cells(num_cells: int, num_organs: int, rng: np.random.Generator) -> list[int]:
+    """How many cells each organ has: unequal, and one at least."""
+    share = np.exp(rng.normal(0, _ORGAN_SPREAD, len(ORGANS)))[:num_organs]
+    ends = 1 + np.arange(num_organs) + np.floor(np.cumsum(share / share.sum()) * (num_cells - num_organs) + 0.5)
+    return [int(number) for number in np.diff(ends, prepend=0)]
 
 
 def datasets_of(organ: int) -> range:

@@ -260,7 +260,7 @@ def _set(given: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError, where: str) -> str:
     """One line: the key's path, the value got, what is allowed."""
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
+    path = [str(part) for part in first["loc"]][:2]  # a section and its key; deeper parts are the library's own
     if first["type"] == "extra_forbidden":
         section: Any = RunConfig
         for part in path[:-1]:
@@ -287,4 +287,4 @@ def _allowed(field: FieldInfo | None) -> str:
 def _line(key: str, value: Any, field: FieldInfo, comments: bool) -> str:
     plain = list(value) if isinstance(value, tuple) else value
     line = f"{key} = {json.dumps(plain, ensure_ascii=False)}"
-    return f"{line:<40}# {field.description}" if comments and field.description else line
+    return f"{line:<39} # {field.description}" if comments and field.description else line

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .batch import CsrBlock
+    from .gene_names import GeneTable
     from .normalization import Normalization
     from .schema import AtlasSchema
 
@@ -78,11 +79,16 @@ class QueryBatches:
     """Minibatches of a query's cells, in order; iterate as often as needed."""
 
     def __init__(
-        self, source: Cells, schema: AtlasSchema, normalization: Normalization, batch_size: int = 1024
+        self,
+        source: Cells,
+        schema: AtlasSchema,
+        normalization: Normalization,
+        batch_size: int = 1024,
+        table: GeneTable | None = None,
     ) -> None:
         self._source, self._normalization, self._batch_size = source, normalization, batch_size
         self._num_genes = schema.num_genes
-        self._gene_map = map_genes(source.var, schema, str(source.path))
+        self._gene_map = map_genes(source.var, schema, str(source.path), table)
         self.coverage = Coverage.of(self._gene_map, schema, normalization)
 
     def __len__(self) -> int:

@@ -106,6 +106,8 @@ class ReferenceModel:
         (folder / "schema.json").write_text(self.schema.to_json() + "\n", encoding="utf-8")
         save_normalization(folder / "normalization.safetensors", self.normalization)
         (folder / "README.md").write_text(model_card(self), encoding="utf-8")
+        for name in ("model.safetensors", "normalization.safetensors"):
+            (folder / name).chmod(0o644)  # safetensors makes them private, and this is to be shared
 
     @property
     def device(self) -> torch.device:
@@ -214,4 +216,6 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); is this a reference directory?") from error
+        raise DataError(
+            f"{path}: cannot be read ({error}); is this a reference directory? export-reference makes one of a run"
+        ) from error

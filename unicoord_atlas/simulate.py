@@ -16,10 +16,12 @@ from .blueprint import (
     LEAK,
     NUM_COMMON_CLASSES,
     NUM_DATASETS,
+    NUM_SHARED,
     NUM_STATES,
     NUM_STEPS,
     ORGANS,
     PLATFORMS,
+    SHARED_LEAK,
     Blueprint,
     datasets_of,
     state_of,
@@ -33,12 +35,12 @@ if TYPE_CHECKING:
 
     from .batch import CsrBlock
 
-_BLOCK_CELLS = 4096
+_BLOCK_CELLS = 2048
 _DONORS_PER_DATASET = 4
 _LINEAGES_PER_ORGAN = 7
 _RARELY = 0.15
 _UNLABELLED_CELLS = 0.04
-_FIRMNESS, _FIRMNESS_SPREAD = (4.7, 1.45), (0.25, 1.8)
+_FIRMNESS, _FIRMNESS_SPREAD = (4.7, 2.0), (0.25, 1.8)
 """Logit of how much of a cell's identity is its own type's, not its sibling's; of sharp types and of their siblings.
 The second mean sets how hard types are to tell apart, the difference of the spreads how much worse centroids do."""
 _COMPOSITION_SPREAD, _DONOR_SPREAD, _SEEN_AT_MOST = 0.4, 0.15, 0.2
@@ -198,7 +200,8 @@ def _activity(
     usage_tp = blueprint.usage_tp
     shared *= own_n[:, None] * usage_tp[types_n] + (1 - own_n[:, None]) * usage_tp[types_n ^ 1]
     activity_np = np.ones((num_cells, blueprint.num_programmes + 1), np.float32)
-    activity_np[:, :-1] = LEAK + (1 - LEAK) * level_np
+    floor_p = np.repeat([LEAK, SHARED_LEAK], [num_types + NUM_STATES, NUM_SHARED])
+    activity_np[:, :-1] = floor_p + (1 - floor_p) * level_np
     return activity_np
 
 

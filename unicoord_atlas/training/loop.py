@@ -89,6 +89,8 @@ def run_training(run: Training) -> Progress:
     progress = load_checkpoint(checkpoints, parts, run.accelerator.device) or Progress()
     if progress.finished:
         return progress
+    if progress.step and run.accelerator.is_main_process:
+        print(f"going on after step {progress.step} (epoch {progress.epoch + 1})", file=sys.stderr)
     drop_metrics_after(metrics, progress.epoch)
     with _signals() as received:
         while progress.epoch < run.num_epochs and not _out_of_patience(progress, run.config):
