@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from cells import counts_of_types
 
 from unicoord_atlas.config import RunConfig
-from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.errors import ConfigError, DataError, UsageError
 from unicoord_atlas.jobs import export_latents, export_reference, generate, ingest, map_query, train
 from unicoord_atlas.jobs.demo import recover_counts
 from unicoord_atlas.reference import ReferenceModel
@@ -211,6 +211,11 @@ def test_a_damaged_reference_is_refused_by_name(folder, tmp_path, name):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DataError, match=name):
         ReferenceModel.load(tmp_path / "reference")
+
+
+def test_what_is_not_there_yet_is_said(folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"latent\.diffusion = 2"):
+        train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / "run", config("latent.diffusion=2")))
 
 
 def test_missing_labels_of_a_whole_column_are_refused(folder, tmp_path):

@@ -56,9 +56,16 @@ def prepare(
     ------
     UsageError
         If a column is not in obs.
+    ConfigError
+        If the diffusion loss is asked for.
     DataError
         If a label column has no labelled training cell, or a continuous one is constant or not numeric.
     """
+    if config.latent.diffusion:
+        raise ConfigError(
+            f"latent.diffusion = {config.latent.diffusion}: its loss needs a graph of neighbours, which this version "
+            "cannot build yet; set it to 0"
+        )
     training, validation = split_rows(config, obs)
     pairs = parse_hierarchy(config.latent.hierarchy)
     names = list(dict.fromkeys([*config.latent.discrete, *(name for pair in pairs for name in pair)]))
