@@ -7,7 +7,7 @@ from unicoord_atlas.config import ModelConfig
 from unicoord_atlas.model.fused_decode import DecodeOptions, Target, fused_decode_error, partly_measured
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec, Posterior, one_hot
-from unicoord_atlas.model.noise import Noise
+from unicoord_atlas.model.noise import Noise, Purpose, to_uniform
 from unicoord_atlas.model.sparse_input import GeneOrder, SparseLinear
 from unicoord_atlas.normalization import log_normalize
 
@@ -63,11 +63,59 @@ def test_fused_decode_equals_the_dense_formula(decoding, relu_gradient, tile):
         torch.testing.assert_close(ours, theirs)
 
 
+class _DecodedAnew(torch.autograd.Function):
+    """Decodes again in each backward pass: gradcheck makes several, and the fused decode gives its gradients once."""
+
+    @staticmethod
+    def forward(ctx, decode, *parameters):
+        ctx.decode = decode
+        ctx.save_for_backward(*parameters)
+        return decode(*parameters)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        parameters = [p.detach().requires_grad_() for p in ctx.saved_tensors]
+        with torch.enable_grad():
+            return None, *torch.autograd.grad(gradient * ctx.decode(*parameters), parameters)
+
+
 def test_fused_decode_passes_gradcheck(decoding):
     x, measured, sources, parameters, weights = decoding
-    target = _target(x, measured, sources)
-    options = DecodeOptions(torch.float64, "y", 8)
-    assert torch.autograd.gradcheck(lambda *p: fused_decode_error(*p, weights, target, options)[0], parameters)
+    target, options = _target(x, measured, sources), DecodeOptions(torch.float64, "y", 8)
+
+    def decode(*parameters):
+        return fused_decode_error(*parameters, weights, target, options)[0]
+
+    assert torch.autograd.gradcheck(lambda *p: _DecodedAnew.apply(decode, *p), parameters)
+
+
+def test_fused_decode_gives_its_gradients_once(decoding):
+    x, measured, sources, parameters, weights = decoding
+    total, _ = fused_decode_error(*parameters, weights, _target(x, measured, sources), DecodeOptions(torch.float64))
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="before"):
+        total.backward()
+
+
+@pytest.mark.parametrize("relu_gradient", ["y", "y_or_x"])
+def test_fused_decode_in_float32_has_the_plain_gradient(relu_gradient):
+    """Over more genes and cells than fit in a tile, relative to the largest entry of each gradient."""
+    generator = torch.Generator().manual_seed(1)
+    num_cells, num_genes, num_hidden = 65, 5000, 64
+    x = torch.rand(num_cells, num_genes, generator=generator) * 4
+    x *= torch.rand(num_cells, num_genes, generator=generator) < 0.05
+    shapes = ((num_cells, num_hidden), (num_genes, num_hidden), (num_genes,))
+    parameters = [(torch.randn(*shape, generator=generator) * 0.2).requires_grad_() for shape in shapes]
+    measured, sources = torch.ones(1, num_genes, dtype=torch.bool), torch.zeros(num_cells, dtype=torch.int64)
+    weights = torch.full((num_cells,), 1 / num_cells)
+    total, _ = fused_decode_error(
+        *parameters, weights, _target(x, None, sources), DecodeOptions(torch.float32, relu_gradient)
+    )
+    expected, _ = _plain(x, measured, sources, parameters, weights, relu_gradient)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(total, parameters), torch.autograd.grad(expected, parameters)):
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 
 def test_fused_decode_in_bf16_is_close(decoding):
@@ -92,6 +140,32 @@ def test_sparse_linear_equals_dense_linear():
     torch.testing.assert_close(ours, dense)
     torch.testing.assert_close(torch.autograd.grad((ours * weights).sum(), [layer.weight, layer.bias]), expected)
     torch.testing.assert_close(layer(rows, None, torch.float32), dense)
+
+
+def test_the_encoder_on_sparse_rows_equals_a_dense_one_dropout_included():
+    """Value and gradients of the paper's encoder: three linear layers, ReLU, dropout after the first and second."""
+    counts, types = counts_of_types()
+    batch, model = minibatch(counts, types[:, None]), JointVAE(_spec(gene_dropout=0.4, thinning=0.5))
+    noise = Noise(0, 3, batch.rows_n)
+    rows = model.augmented(batch, noise)
+    hidden = rows.to_dense()
+    layers = [
+        (model.input_layer.weight, model.input_layer.bias),
+        *((layer.weight.t(), layer.bias) for layer in model.encoder),
+    ]
+    for number, (weight, bias) in enumerate(layers):
+        hidden = torch.relu(hidden @ weight + bias)
+        if number < 2:
+            keep = to_uniform(noise.bits(Purpose.DROPOUT + number, hidden.shape[1])) >= model.spec.model.dropout
+            hidden = hidden * keep / (1 - model.spec.model.dropout)
+    expected = hidden @ model.mean.weight.t() + model.mean.bias
+    ours = model.encode(rows, GeneOrder.of(rows), noise).mean_nd
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    learned = [*model.input_layer.parameters(), *model.encoder.parameters()]
+    for sparse, dense in zip(
+        torch.autograd.grad(ours.square().sum(), learned), torch.autograd.grad(expected.square().sum(), learned)
+    ):
+        assert (sparse - dense).abs().max() < 1e-5 * dense.abs().max().clamp(min=1)
 
 
 def _spec(**changes) -> NetworkSpec:

@@ -38,3 +38,11 @@ def test_thin_keeps_binomial_mean_and_variance():
         assert abs(kept.mean() - 0.7 * count) < 4 * np.sqrt(0.21 * count / n) + 0.02
         assert abs(kept.var() / (0.21 * count) - 1) < 0.12, count
     assert torch.equal(thin(torch.arange(9.0), torch.ones(9), bits[:9]), torch.arange(9.0))
+
+
+def test_thin_of_a_mixture_is_that_of_each_count():
+    """Counts are sorted by size on the way; each must come back to its own place."""
+    counts = torch.tensor([1.0, 50.0, 0.0, 3.0, 1.0, 7.0, 2.0, 1.0, 4.0, 300.0])
+    keep, bits = torch.rand(10), Noise(5, 0, torch.arange(10)).bits(Purpose.THINNING, 1)[:, 0]
+    alone = [thin(counts[i : i + 1], keep[i : i + 1], bits[i : i + 1]) for i in range(10)]
+    assert torch.equal(thin(counts, keep, bits), torch.cat(alone))

@@ -72,6 +72,14 @@ class SparseRows:
         data = self.data.to(torch.int32) if self.data.dtype in _UNSIGNED else self.data
         return SparseRows(kept_before[self.indptr], moved[keep].to(torch.int32), data[keep], num_genes)
 
+    def keep(self, kept_z: Tensor) -> SparseRows:
+        """The same rows with some of their entries: (z,) bool says which."""
+        kept_before = torch.zeros(kept_z.shape[0] + 1, dtype=torch.int64, device=kept_z.device)
+        torch.cumsum(kept_z, dim=0, out=kept_before[1:])
+        entries = kept_z.nonzero().squeeze(1)
+        indices, data = (_taken(values_z, entries) for values_z in (self.indices, self.data))
+        return SparseRows(kept_before[self.indptr], indices, data, self.num_genes)
+
     def to_dense(self) -> Tensor:
         """(n, g) float32."""
         dense = torch.zeros((self.num_rows, self.num_genes), device=self.data.device)
@@ -80,6 +88,12 @@ class SparseRows:
 
 
 _UNSIGNED = (torch.uint16, torch.uint32)  # torch has few kernels for these; int32 holds every count that occurs
+_SAME_BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32}
+
+
+def _taken(values_z: Tensor, entries: Tensor) -> Tensor:
+    as_stored = values_z.view(_SAME_BITS.get(values_z.dtype, values_z.dtype))
+    return as_stored.index_select(0, entries).view(values_z.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,28 +131,36 @@ class JointVAE(nn.Module):
         The size factor is thinned by the share of molecules kept, so that count / size factor stays as it was on
         average; likewise values are scaled up by the share of genes kept.
         """
-        rows, size_factors_n, rate = self.own_counts(batch), batch.size_factors_n, self.spec.gene_dropout
-        row_of_entry_z = rows.row_of_entry()
+        rows, size_factors_n = self._seen_counts(self.own_counts(batch), batch, noise), batch.size_factors_n
         if self.spec.thinning > 0:
+            row_of_entry_z = rows.row_of_entry()
             keep_n = 1 - self.spec.thinning * noise.uniform(Purpose.THINNING_SHARE, 1)[:, 0]
             bits_z = noise.entry_bits(Purpose.THINNING, row_of_entry_z, rows.indices)
-            rows = replace(rows, data=thin(rows.data.to(torch.float32), keep_n[row_of_entry_z], bits_z))
-            size_factors_n = size_factors_n * keep_n
+            kept_z = thin(rows.data.to(torch.float32), keep_n.index_select(0, row_of_entry_z), bits_z)
+            rows, size_factors_n = replace(rows, data=kept_z), size_factors_n * keep_n
         rows = log_normalize(rows, size_factors_n, self.spec.target_sum, self.spec.log_input)
-        if rate > 0:
-            draws_z = to_uniform(noise.entry_bits(Purpose.GENE_DROPOUT, row_of_entry_z, rows.indices))
-            rows = replace(rows, data=rows.data * (draws_z >= rate) / (1 - rate))
-        if self.spec.gene_panels > 0 and self.spec.num_sources > 1:
+        return replace(rows, data=rows.data / (1 - self.spec.gene_dropout))
+
+    def _seen_counts(self, counts: SparseRows, batch: MiniBatch, noise: Noise) -> SparseRows:
+        """Counts without the entries that gene dropout or another source's gene panel hides."""
+        panels = self.spec.gene_panels > 0 and self.spec.num_sources > 1
+        if not (self.spec.gene_dropout > 0 or panels):
+            return counts
+        row_of_entry_z, genes_z = counts.row_of_entry(), counts.indices.to(torch.int64)
+        seen_z = self.heard_g.index_select(0, genes_z) > 0
+        if self.spec.gene_dropout > 0:
+            bits_z = noise.entry_bits(Purpose.GENE_DROPOUT, row_of_entry_z, genes_z)
+            seen_z &= to_uniform(bits_z) >= self.spec.gene_dropout
+        if panels:
             draws_n2 = noise.uniform(Purpose.PANEL, 2)
             other_n = (draws_n2[:, 1] * self.spec.num_sources).to(torch.int64)
             panel_n = torch.where(draws_n2[:, 0] < self.spec.gene_panels, other_n, batch.sources_n)
-            seen_z = self.measured_sg[panel_n[row_of_entry_z], rows.indices.to(torch.int64)]
-            rows = replace(rows, data=rows.data * seen_z)
-        return rows
+            seen_z &= self.measured_sg[panel_n[row_of_entry_z], genes_z]
+        return counts.keep(seen_z)
 
     def encode(self, rows: SparseRows, order: GeneOrder | None = None, noise: Noise | None = None) -> Posterior:
         """Posterior of log-normalized cells; with noise there is dropout after the first and second layer."""
-        rows = replace(rows, data=rows.data * self.heard_g[rows.indices.to(torch.int64)])
+        rows = replace(rows, data=rows.data * self.heard_g.index_select(0, rows.indices))
         hidden_nh = torch.relu(self.input_layer(rows, order, self.compute_dtype))
         for number, layer in enumerate(self.encoder):
             hidden_nh = self._dropout(hidden_nh, noise, number) if number < 2 else hidden_nh
@@ -189,7 +197,7 @@ class JointVAE(nn.Module):
             self._partly_measured = partly_measured(self.measured_sg, tile_size(rows.data.device, len(batch)))
         return Target(
             order,
-            rows.data[order.entries_z],
+            rows.data.index_select(0, order.entries_z),
             batch.sources_n,
             self.measured_sg if masked else None,
             self._partly_measured if masked else None,
@@ -203,7 +211,7 @@ class JointVAE(nn.Module):
         rows = self.normalized(batch)
         order = GeneOrder.of(rows)
         seen = rows if noise is None else self.augmented(batch, noise)
-        posterior = self.encode(seen, order if torch.is_grad_enabled() else None, noise)
+        posterior = self.encode(seen, GeneOrder.of(seen) if torch.is_grad_enabled() else None, noise)
         latent_nw = posterior.mode() if noise is None else posterior.sample(noise, self.spec.temperature)
         shares_n = batch.weights_n / batch.weights_n.sum()
         mean_error, errors_n = self.reconstruction_error(latent_nw, self.target(batch, rows, order), shares_n, noise)

@@ -37,9 +37,9 @@ class Purpose(IntEnum):
 
 def _mix(x: Tensor) -> Tensor:
     """SplitMix64's finalizer; int64 products wrap, and the masks make the arithmetic shifts logical."""
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MIX_1
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MIX_2
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+    x = (x ^ (x >> 30).bitwise_and_(0x3FFFFFFFF)).mul_(_MIX_1)
+    x.bitwise_xor_((x >> 27).bitwise_and_(0x1FFFFFFFFF)).mul_(_MIX_2)
+    return x.bitwise_xor_((x >> 31).bitwise_and_(0x1FFFFFFFF))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ class Noise:
 
     def entry_bits(self, purpose: int, row_of_entry_z: Tensor, genes_z: Tensor) -> Tensor:
         """(z,) int64 with uniformly random bits, one draw a (cell, gene)."""
-        return _mix(self._keys(purpose)[row_of_entry_z] + (genes_z.to(torch.int64) + 1) * _GOLDEN)
+        counter_z = genes_z.to(torch.int64, copy=True).add_(1).mul_(_GOLDEN)
+        return _mix(counter_z.add_(self._keys(purpose).index_select(0, row_of_entry_z)))
 
     def uniform(self, purpose: int, num_elements: int) -> Tensor:
         """(n, m) float32 in (0, 1)."""
@@ -102,11 +103,21 @@ def thin(counts_z: Tensor, keep_z: Tensor, bits_z: Tensor) -> Tensor:
     bits_z
         (z,) int64 random bits.
     """
+    kept_z = ((bits_z & 0xFFFF) < (keep_z * 65536.0).to(torch.int64)).to(counts_z.dtype)
+    kept_z *= counts_z > 0
+    several = (counts_z > 1).nonzero().squeeze(1)  # a third of a cell's entries: only they need more than one draw
+    picked = [values_z.index_select(0, several) for values_z in (counts_z, keep_z, bits_z)]
+    return kept_z.index_copy_(0, several, _thin_several(*picked))
+
+
+def _thin_several(counts_z: Tensor, keep_z: Tensor, bits_z: Tensor) -> Tensor:
     threshold_z = (keep_z * 65536.0).to(torch.int64)
     kept_z = torch.zeros_like(counts_z)
     for molecule in range(4):
         survives = ((bits_z >> (16 * molecule)) & 0xFFFF) < threshold_z
         kept_z += survives & (counts_z > molecule)
+    many = (counts_z > 4).nonzero().squeeze(1)
+    counts_z, keep_z, bits_z = (values_z.index_select(0, many) for values_z in (counts_z, keep_z, bits_z))
     spread_z = torch.sqrt(counts_z * keep_z * (1 - keep_z))
-    many_z = torch.round(counts_z * keep_z + spread_z * to_normal(bits_z)).clamp_(min=0)
-    return torch.where(counts_z > 4, torch.minimum(many_z, counts_z), kept_z)
+    normal_z = torch.round(counts_z * keep_z + spread_z * to_normal(bits_z)).clamp_(min=0)
+    return kept_z.index_copy_(0, many, torch.minimum(normal_z, counts_z))

@@ -37,13 +37,13 @@ class GeneOrder:
         fits = rows.num_genes <= 65_536
         keys = (rows.indices.to(torch.int32) - 32_768).to(torch.int16) if fits else rows.indices
         entries = torch.sort(keys, stable=True).indices
-        genes = rows.indices.to(torch.int32)[entries]
-        starts = torch.arange(rows.num_genes + 1, device=genes.device, dtype=torch.int32)
+        genes = rows.indices.to(torch.int32)
+        counts_g = torch.bincount(genes, minlength=rows.num_genes)
         return cls(
             entries,
-            rows.row_of_entry().to(torch.int32)[entries],
-            genes,
-            torch.searchsorted(genes, starts),
+            rows.row_of_entry().to(torch.int32).index_select(0, entries),
+            genes.index_select(0, entries),
+            torch.cat([counts_g.new_zeros(1), counts_g.cumsum(0)]),
         )
 
 
@@ -70,7 +70,7 @@ class _SparseLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         # The transposed product, gene by gene: the (n, h) table stays in cache and each gradient row is written once.
         order: GeneOrder = ctx.order
-        values_z = ctx.rows.data[order.entries_z]
+        values_z = ctx.rows.data.index_select(0, order.entries_z)
         grad_gh = _bag(grads[0].to(ctx.dtype), order.rows_z, order.gene_ptr, values_z)
         return grad_gh.to(ctx.weight_dtype), None, None, None
 
