@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 
 from unicoord_atlas.errors import DataError, UsageError
-from unicoord_atlas.loaders.plan import Partition
+from unicoord_atlas.loaders.plan import ALONE, Partition
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
@@ -24,14 +23,20 @@ from unicoord_atlas.training.assembly import build_model, build_objective, num_e
 from unicoord_atlas.training.checkpoint import Progress, load_best, pointed, read_json, write_json
 from unicoord_atlas.training.estimate import estimate
 from unicoord_atlas.training.finish import finished_model
-from unicoord_atlas.training.loop import Stopped, Training, run_training
-from unicoord_atlas.training.optimizer import even_batch_size
+from unicoord_atlas.training.allocator import keep_freed_memory
+from unicoord_atlas.training.loop import run_training
+from unicoord_atlas.training.optimizer import even_batch_size, part_size
 from unicoord_atlas.training.precision import choose_device, choose_precision
 from unicoord_atlas.training.preparation import Preparation, prepare
+from unicoord_atlas.training.ranks import make_accelerator
+from unicoord_atlas.training.run import Training
+from unicoord_atlas.training.signals import Stopped
 
 from .workdir import finished_directory
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from unicoord_atlas.config import RunConfig
 
 VALIDATION_BATCH = 1024
@@ -54,17 +59,27 @@ def run(options: TrainOptions) -> dict[str, Any]:
     if finished is not None:
         _say(f"{options.out} is finished already, from the same atlas and settings")
         return _summary(options, finished, dict(ReferenceModel.load(options.out / "model").config.metrics))
+    keep_freed_memory()
     prepared = prepare_store(store, config)
-    _say_preparation(prepared, options)
-    run = _assemble(options, store, prepared)
-    _say(estimate(run, options.config.stream.memory_bytes))
+    accelerator = make_accelerator(config.train, choose_device(config.train), options.out)
+    if accelerator.is_main_process:
+        _say_preparation(prepared, options)
+    run = _assemble(options, store, prepared, accelerator)
+    expected = estimate(run, options.config.stream.memory_bytes)
+    if accelerator.is_main_process:
+        _say(expected)
+    accelerator.init_trackers("tensorboard", config=_flat(config))
     try:
         progress = run_training(run)
     except Stopped as stopped:
-        if stopped.exit_code == 128 + signal.SIGINT and (options.out / "checkpoints" / "best.json").exists():
+        best = options.out / "checkpoints" / "best.json"
+        if accelerator.is_main_process and stopped.exit_code == 128 + signal.SIGINT and best.exists():
             _finish(options, store, prepared, run)
             _say(f"{options.out}/model holds the best epoch so far")
         raise
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return {}
     metrics = _finish(options, store, prepared, run)
     return _summary(options, progress, metrics)
 
@@ -122,14 +137,17 @@ def _refuse_other(options: TrainOptions, store: CellStore) -> None:
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Dotted names of settings that are not the same."""
-    names = [f"{section}.{key}" for section, values in now.items() if isinstance(values, dict) for key in values]
-    names += [key for key, value in now.items() if not isinstance(value, dict)]
+    return [name for name in _dotted(now) if _look(before, name) != _look(now, name)]
 
-    def look(settings: dict[str, Any], name: str) -> Any:
-        section, _, key = name.partition(".")
-        return settings.get(section, {}).get(key) if key else settings.get(section)
 
-    return [name for name in names if look(before, name) != look(now, name)]
+def _dotted(settings: dict[str, Any]) -> list[str]:
+    names = [f"{section}.{key}" for section, values in settings.items() if isinstance(values, dict) for key in values]
+    return names + [key for key, value in settings.items() if not isinstance(value, dict)]
+
+
+def _look(settings: dict[str, Any], name: str) -> Any:
+    section, _, key = name.partition(".")
+    return settings.get(section, {}).get(key) if key else settings.get(section)
 
 
 def _claim(options: TrainOptions, store: CellStore) -> None:
@@ -158,15 +176,20 @@ def _listed_genes(config: RunConfig, store: CellStore) -> np.ndarray[Any, np.dty
     return found
 
 
-def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation) -> Training:
+def _flat(config: RunConfig) -> dict[str, str]:
+    """Settings by dotted name, as trackers want them."""
+    sections = config.model_dump(mode="json")
+    return {name: str(_look(sections, name)) for name in _dotted(sections)}
+
+
+def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, accelerator: Accelerator) -> Training:
     config = options.config
-    device = choose_device(config.train)
-    accelerator = Accelerator(cpu=device.type == "cpu")
     partition = Partition(accelerator.process_index, accelerator.num_processes)
+    batch_size = even_batch_size(len(prepared.training_rows), config.train.batch_size)
     training = CellStream(
         store,
         prepared.columns,
-        batch_size=even_batch_size(len(prepared.training_rows), config.train.batch_size),
+        batch_size=part_size(batch_size, partition.world_size, config.train.accumulate_steps),
         seed=config.train.seed,
         rows=prepared.training_rows,
         window_cells=config.stream.window_cells,
@@ -177,17 +200,21 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation) ->
     genes = own_genes(config, store.schema, store.normalization, _listed_genes(config, store))
     profile = profile_of(training, store.schema.measured_sg(), store.normalization)
     model = build_model(config, store.schema, store.normalization, prepared, genes, profile).to(accelerator.device)
-    _claim(options, store)
+    accelerator.wait_for_everyone()  # all have seen that the run directory is free, or theirs
+    if accelerator.is_main_process:
+        _claim(options, store)
+        _precision(options, accelerator.device)
+    accelerator.wait_for_everyone()
     model.compute_dtype = _precision(options, accelerator.device)
     epochs = num_epochs(config, len(prepared.training_rows))
     return Training(
         model,
         build_objective(config, model, prepared, accelerator.device),
         training,
-        _in_order(store, prepared, prepared.validation_rows) if len(prepared.validation_rows) else None,
+        _in_order(store, prepared, prepared.validation_rows, partition) if len(prepared.validation_rows) else None,
         config.train,
         epochs,
-        epochs * len(training),
+        epochs * (len(training) // config.train.accumulate_steps),
         options.out,
         accelerator,
     )
@@ -204,8 +231,11 @@ def _precision(options: TrainOptions, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if facts[key] == "bfloat16" else torch.float32
 
 
-def _in_order(store: CellStore, prepared: Preparation, rows: np.ndarray[Any, np.dtype[np.int64]]) -> CellStream:
-    return CellStream(store, prepared.columns, batch_size=VALIDATION_BATCH, order="stored", rows=rows)
+def _in_order(
+    store: CellStore, prepared: Preparation, rows: np.ndarray[Any, np.dtype[np.int64]], partition: Partition = ALONE
+) -> CellStream:
+    size = VALIDATION_BATCH
+    return CellStream(store, prepared.columns, batch_size=size, order="stored", rows=rows, partition=partition)
 
 
 def _finish(options: TrainOptions, store: CellStore, prepared: Preparation, run: Training) -> dict[str, float]:

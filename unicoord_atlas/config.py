@@ -116,10 +116,15 @@ class TrainConfig(_Section):
 
     seed: Count = 0
     epochs: Size | Literal["auto"] = Field("auto", description="auto = clamp(round(200000 / cells), 1, 100)")
-    batch_size: Size = Field(256, description="at most; batches are cut evenly")
+    batch_size: Size = Field(256, description="cells a step over all processes, at most; batches are cut evenly")
+    accumulate_steps: Size = Field(1, description="a process takes its share of a batch in so many parts: less memory")
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    learning_rate_rule: Literal["sqrt", "constant"] = Field(
+        "sqrt", description="* sqrt: learning_rate is for 256 cells, times sqrt(batch_size / 256)"
+    )
     warmup_steps: Count = Field(200, description="* at most a tenth of the run")
-    clip_norm: Weight = Field(0.0, description="0 = off")
+    clip_norm: Weight = Field(0.0, description="0 = off; gradients are sums over genes, their norms 50 to 200")
+    gradient_compression: Literal["none", "bf16"] = Field("none", description="what processes send each other")
     average: bool = Field(True, description="* validate and export a running average of the later weights")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto = bf16 where the hardware multiplies it faster"
@@ -128,6 +133,7 @@ class TrainConfig(_Section):
     early_stopping_patience: Count = Field(10, description="epochs without a better validation loss; 0 = off")
     checkpoint_every_steps: Size = 500
     checkpoint_every_minutes: Annotated[float, Field(gt=0)] = 10.0
+    trackers: tuple[str, ...] = Field(("tensorboard",), description='beside metrics.jsonl: ["wandb"], ["mlflow"], ...')
 
 
 class StreamConfig(_Section):
@@ -210,7 +216,12 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "loss": {"beta": 1.0, "beta_warmup_steps": 0, "class_weights": "none", "label_smoothing": 0.0},
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
         "model": {"output_bias": "default", "relu_gradient": "y", "encoder_min_cells": 0},
-        "train": {"warmup_steps": 0, "early_stopping_patience": 0, "average": False},
+        "train": {
+            "warmup_steps": 0,
+            "early_stopping_patience": 0,
+            "average": False,
+            "learning_rate_rule": "constant",
+        },
     },
     "released": {
         "data": {"mask_unmeasured": False, "min_cells": 200, "validation_fraction": 0.0},
@@ -227,7 +238,14 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         },
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
         "model": {"output_bias": "default", "relu_gradient": "y", "encoder_min_cells": 0},
-        "train": {"epochs": 100, "batch_size": 128, "warmup_steps": 0, "early_stopping_patience": 0, "average": False},
+        "train": {
+            "epochs": 100,
+            "batch_size": 128,
+            "warmup_steps": 0,
+            "early_stopping_patience": 0,
+            "average": False,
+            "learning_rate_rule": "constant",
+        },
     },
 }
 

@@ -25,7 +25,7 @@ from unicoord_atlas.errors import DataError
 from .averaging import AveragedWeights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -41,6 +41,8 @@ class Progress:
     step: int = 0
     epoch: int = 0
     stream: Mapping[str, Any] = field(default_factory=dict)
+    means: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Sum and weight of each loss over the steps of an unfinished epoch."""
     best_loss: float | None = None
     best_epoch: int = -1
     seconds: float = 0.0
@@ -57,22 +59,39 @@ class Parts:
 
 
 def save_checkpoint(folder: Path, parts: Parts, progress: Progress, best: bool = False) -> Path:
-    """Write one checkpoint and point to it; older ones but the best are removed afterwards."""
+    """Write one checkpoint and point to it; older ones but the best are removed afterwards.
+
+    Raises
+    ------
+    DataError
+        If it cannot be written, as on a full disk; the checkpoints before it stay as they are.
+    """
     name = f"step-{progress.step:08d}"
     target = folder / name
-    if target.exists():  # the same step again, at the end of an epoch: the tensors are the same
-        write_json(target / "state.json", asdict(progress))
-    else:
-        _write_aside(target, parts, progress)
-    if best:
-        write_json(folder / "best.json", {"checkpoint": name})
-    write_json(folder / "latest.json", {"checkpoint": name})
+    try:
+        if target.exists():  # the same step again, at the end of an epoch: the tensors are the same
+            write_json(target / "state.json", asdict(progress))
+        else:
+            _write_aside(target, parts, progress)
+        if best:
+            write_json(folder / "best.json", {"checkpoint": name})
+        write_json(folder / "latest.json", {"checkpoint": name})
+    except (OSError, SafetensorError) as error:  # safetensors wraps what the system says of a full disk
+        shutil.rmtree(_aside(target), ignore_errors=True)
+        raise DataError(
+            f"{target}: cannot be saved ({error}); the checkpoint before it stays. "
+            "Free some space and give the same command again"
+        ) from error
     _prune(folder)
     return target
 
 
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
 def _write_aside(target: Path, parts: Parts, progress: Progress) -> None:
-    aside = target.with_name(f".{target.name}.partial")
+    aside = _aside(target)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in parts.model.state_dict().items()}, aside / "model.safetensors")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from unicoord_atlas.model.noise import Noise
 
 if TYPE_CHECKING:
-    from .loop import Training
+    from .run import Training
 
 _BYTES_PER_WEIGHT = 16  # float32 weight, gradient and Adam's two moments
 

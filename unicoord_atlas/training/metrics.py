@@ -1,4 +1,4 @@
-"""Means over the steps of an epoch, kept on the device, and the run's metrics.jsonl."""
+"""Means over the steps of an epoch, kept on the device, and the run's metrics.jsonl (epochs) and steps.jsonl."""
 
 from __future__ import annotations
 
@@ -7,36 +7,42 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unicoord_atlas.errors import UnicoordError
 
+from .ranks import sums_over_ranks
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from accelerate import Accelerator
 
 
 class RunningMeans:
-    """Weighted means of scalars; adding never waits for the device."""
+    """Weighted means of scalars in float64; adding never waits for the device."""
 
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, Tensor | float] = {}
+    def __init__(self, saved: Mapping[str, Sequence[float]] | None = None) -> None:
+        self._sums: dict[str, Tensor | float] = {name: total for name, (total, _) in (saved or {}).items()}
+        self._weights: dict[str, Tensor | float] = {name: weight for name, (_, weight) in (saved or {}).items()}
 
-    def add(self, values: Mapping[str, Tensor], weight: Tensor | float = 1.0) -> None:
+    def add(self, values: Mapping[str, Tensor | float], weight: Tensor | float = 1.0) -> None:
         """Add scalars with a weight."""
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach() * weight
+            exact = value.detach().double() if isinstance(value, Tensor) else value
+            self._sums[name] = self._sums.get(name, 0.0) + exact * weight
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
-    def means(self) -> dict[str, float]:
-        """Means so far; this waits for the device."""
-        return {name: float(total) / max(float(self._weights[name]), 1e-12) for name, total in self._sums.items()}
+    def saved(self) -> dict[str, tuple[float, float]]:
+        """Sum and weight by name, for a later RunningMeans to go on from."""
+        return {name: (float(total), float(self._weights[name])) for name, total in self._sums.items()}
 
-    @property
-    def finite(self) -> bool:
-        """Whether no NaN or infinity was added."""
-        return all(bool(torch.isfinite(total)) for total in self._sums.values())
+    def over_ranks(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over what all ranks added: the sum of the sums over the sum of the weights."""
+        names = list(self._sums)
+        summed = sums_over_ranks(accelerator, [*self._sums.values(), *(self._weights[name] for name in names)])
+        return {name: summed[at] / max(summed[len(names) + at], 1e-12) for at, name in enumerate(names)}
 
 
 def require_finite(terms: Mapping[str, float], step: int) -> None:
@@ -49,6 +55,16 @@ def require_finite(terms: Mapping[str, float], step: int) -> None:
             )
 
 
+def require_finite_weights(model: nn.Module, step: int) -> None:
+    """Raise an error that names a parameter with a NaN or infinity in it: such weights are not saved."""
+    for name, parameter in model.named_parameters():
+        if not math.isfinite(parameter.detach().sum()):
+            raise UnicoordError(
+                f"step {step}: the gradient of {name!r} was not finite; the last checkpoint is untouched. "
+                "Lower train.learning_rate or set train.clip_norm, and start the same command again"
+            )
+
+
 def append_metrics(path: Path, entry: Mapping[str, Any]) -> None:
     """Append one JSON line."""
     with path.open("a", encoding="utf-8") as file:
@@ -56,7 +72,7 @@ def append_metrics(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All lines of metrics.jsonl; a last line cut off by a kill is left out."""
+    """All lines of such a file; a last line cut off by a kill is left out."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     entries = []
     for line in lines:
@@ -67,9 +83,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def drop_metrics_after(path: Path, epoch: int) -> None:
-    """Keep the lines up to this number of finished epochs: those after the checkpoint are written again."""
-    kept = [entry for entry in read_metrics(path) if entry["epoch"] < epoch]
+def drop_metrics_after(path: Path, step: int) -> None:
+    """Keep the lines up to this step: those after the checkpoint are written again."""
+    kept = [entry for entry in read_metrics(path) if entry["step"] <= step]
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
     aside.replace(path)

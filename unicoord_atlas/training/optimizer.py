@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from unicoord_atlas.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import nn
 
     from unicoord_atlas.config import TrainConfig
+
+RULE_BATCH = 256
+"""The batch that `train.learning_rate` is meant for."""
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Adam:
@@ -22,7 +27,30 @@ def even_batch_size(num_cells: int, batch_size: int) -> int:
     return num_cells // -(-num_cells // batch_size)
 
 
+def part_size(batch_size: int, num_ranks: int, accumulate_steps: int) -> int:
+    """Cells that one rank takes at a time, so that all ranks' parts of a step make up the batch.
+
+    Raises
+    ------
+    ConfigError
+        If there are more parts than cells.
+    """
+    parts = num_ranks * accumulate_steps
+    if parts > batch_size:
+        raise ConfigError(
+            f"train.batch_size = {batch_size} cannot be cut into {parts} parts: "
+            f"{num_ranks} processes x train.accumulate_steps = {accumulate_steps}"
+        )
+    return batch_size // parts
+
+
 def learning_rate(step: int, config: TrainConfig, num_steps: int) -> float:
-    """Learning rate of a step: rises linearly over the warm-up, at most a tenth of the run, then stays."""
+    """Learning rate of a step: rises linearly over the warm-up, at most a tenth of the run, then stays.
+
+    With the rule "sqrt", `train.learning_rate` is that of a batch of 256 cells and grows with the square root of the
+    batch: a batch of b cells averages the gradient's noise over b cells, and Adam divides by the gradient's own size.
+    Source: Malladi et al. 2022, "On the SDEs and scaling rules for adaptive gradient algorithms".
+    """
+    scale = (config.batch_size / RULE_BATCH) ** 0.5 if config.learning_rate_rule == "sqrt" else 1.0
     warmup = min(config.warmup_steps, num_steps // 10)
-    return config.learning_rate * (min((step + 1) / warmup, 1.0) if warmup else 1.0)
+    return config.learning_rate * scale * (min((step + 1) / warmup, 1.0) if warmup else 1.0)

@@ -1,0 +1,52 @@
+"""Losses and accuracies over the validation cells, those of all ranks together.  Shapes: n cells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from .metrics import RunningMeans
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from unicoord_atlas.batch import MiniBatch
+    from unicoord_atlas.model.joint_vae import JointVAE, StepOutput
+
+    from .run import Training
+
+_WARMED_UP = 10**9
+"""A step at which every loss has its final weight."""
+
+
+@torch.no_grad()
+def validate(run: Training) -> dict[str, float]:
+    """Mean deterministic losses and accuracies over the validation cells, if there are any."""
+    if run.validation is None:
+        return {}
+    run.model.eval()
+    means = RunningMeans()
+    for batch in run.bar(run.validation, len(run.validation), "validation"):
+        on_device = batch.to(run.accelerator.device)
+        cells = on_device.weights_n.sum()
+        # A batch of nothing but a padding cell, as a rank's last may be, has no mean of its own; it counts 0 times.
+        counted = on_device if cells > 0 else replace(on_device, weights_n=torch.ones_like(on_device.weights_n))
+        output = run.model(counted)
+        terms = run.objective(output, counted, step=_WARMED_UP).terms
+        means.add({"loss": torch.stack(list(terms.values())).sum(), **terms}, cells)
+        for name, hits, labelled in accuracy_counts(run.model, output, on_device):
+            means.add({f"accuracy_{name}": hits / labelled.clamp(min=1)}, labelled)
+    return {f"validation_{name}": value for name, value in means.over_ranks(run.accelerator).items()}
+
+
+def accuracy_counts(
+    model: JointVAE, output: StepOutput, batch: MiniBatch
+) -> Iterable[tuple[str, torch.Tensor, torch.Tensor]]:
+    """For each supervised discrete dimension: name, cells right, cells labelled."""
+    for number, latent in enumerate(model.spec.latent.discrete[: model.spec.latent.num_supervised_discrete]):
+        codes_n = batch.codes_nl[:, number]
+        labelled_n = (codes_n >= 0) & (batch.weights_n > 0)
+        right_n = (output.posterior.logits[number].argmax(dim=1) == codes_n) & labelled_n
+        yield latent.name, right_n.sum(), labelled_n.sum()
