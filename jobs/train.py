@@ -19,11 +19,11 @@ from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
 from unicoord_atlas.reference import ReferenceModel
+from unicoord_atlas.training.allocator import keep_freed_memory
 from unicoord_atlas.training.assembly import build_model, build_objective, num_epochs, own_genes, profile_of
 from unicoord_atlas.training.checkpoint import Progress, load_best, pointed, read_json, write_json
 from unicoord_atlas.training.estimate import estimate
 from unicoord_atlas.training.finish import finished_model
-from unicoord_atlas.training.allocator import keep_freed_memory
 from unicoord_atlas.training.loop import run_training
 from unicoord_atlas.training.optimizer import even_batch_size, part_size
 from unicoord_atlas.training.precision import choose_device, choose_precision

@@ -158,6 +158,10 @@ class CellStream:
             self._past, self._start = past[:-1], past[-1][1]
         self._done = self._start
 
+    def facts(self) -> dict[str, float]:
+        """Nothing of its own for the log of an epoch; `NeighborStream` has."""
+        return {}
+
     def _rows(self) -> NDArray[np.int64] | None:
         """Row of each position of the plan; None if they are the same."""
         rows = self._selected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 
@@ -113,6 +115,8 @@ class MiniBatch:
     """(n, c) float32: continuous labels, NaN where missing."""
     weights_n: Tensor
     """(n,) float32: 1, or 0 for a cell that only pads the batch."""
+    neighborhood: Neighborhood | None = None
+    """What the diffusion loss needs, if it is on and any cell carries it."""
 
     def __len__(self) -> int:
         """Number of cells."""
@@ -120,20 +124,57 @@ class MiniBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> MiniBatch:
         """The same minibatch on another device."""
-        return MiniBatch(
-            self.counts.to(device, non_blocking),
-            *(
-                tensor.to(device, non_blocking=non_blocking)
-                for tensor in (
-                    self.rows_n,
-                    self.size_factors_n,
-                    self.sources_n,
-                    self.codes_nl,
-                    self.values_nc,
-                    self.weights_n,
-                )
-            ),
+        near = self.neighborhood
+        moved = self._with(
+            self.counts.to(device, non_blocking), lambda tensor: tensor.to(device, non_blocking=non_blocking)
         )
+        return moved if near is None else replace(moved, neighborhood=near.to(device, non_blocking))
+
+    def part(self, counts: SparseRows, positions_m: Tensor) -> MiniBatch:
+        """Some of its cells, whose counts the caller has taken; without their neighbourhood."""
+        return self._with(counts, lambda tensor: tensor[positions_m])
+
+    def _with(self, counts: SparseRows, change: Callable[[Tensor], Tensor]) -> MiniBatch:
+        """Other counts, and what else there is of each cell, changed."""
+        return MiniBatch(
+            counts,
+            change(self.rows_n),
+            change(self.size_factors_n),
+            change(self.sources_n),
+            change(self.codes_nl),
+            change(self.values_nc),
+            change(self.weights_n),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Neighborhood:
+    """Neighbours of the cells of a minibatch that carry the diffusion loss; see `losses.diffusion`.
+
+    Shapes: m carrying cells, v live neighbours, d diffusion dimensions.
+    """
+
+    positions_m: Tensor
+    """(m,) int64: position of each carrying cell in the minibatch."""
+    carrying: MiniBatch
+    """The carrying cells by themselves: m cells."""
+    live: MiniBatch
+    """The neighbours that are encoded with gradient: v cells."""
+    owner_v: Tensor
+    """(v,) int64: which carrying cell each is a neighbour of."""
+    mean_md: Tensor
+    """(m, d) sum of the remembered means of the neighbours that are not live."""
+    variance_md: Tensor
+    """(m, d) likewise of their variances."""
+    counts_m: Tensor
+    """(m,) int64: neighbours of each, live or not; at least 1."""
+    share: float
+    """Probability with which a cell carries the term."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Neighborhood:
+        """The same neighbourhood on another device."""
+        moved = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "share"}
+        return replace(self, **{name: part.to(device, non_blocking=non_blocking) for name, part in moved.items()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,14 @@ class LossConfig(_Section):
     regression: Weight = 100.0
     classification: Weight = 100.0
     hierarchical: Weight = 10.0
-    diffusion: Weight = Field(1.0, description="if latent.diffusion > 0")
+    diffusion: Weight = Field(1.0, description="if there are diffusion dimensions; needs build-graph")
+    diffusion_on: Literal["diffusion", "unsupervised"] = Field(
+        "diffusion", description="diffusion: the latent.diffusion ones; unsupervised: all unsupervised continuous ones"
+    )
+    diffusion_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.25, description="share of a minibatch's cells that carry the term"
+    )
+    diffusion_live: Size = Field(4, description="neighbours of each that are encoded with gradient, others remembered")
     clustering: Weight = 0.0
     class_weights: Literal["none", "sqrt", "balanced"] = Field("sqrt", description="* none | sqrt | balanced")
     label_smoothing: Share = Field(0.1, description="* share of the label that is spread over all classes")

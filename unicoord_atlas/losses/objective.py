@@ -95,6 +95,8 @@ class Objective:
             )
             each = torch.stack([(shares_n * loss_n).sum() for loss_n in starmap(hierarchical, pairs)])
             terms["hierarchical"] = config.hierarchical * each.sum()
+        if output.diffusion_error is not None:
+            terms["diffusion"] = config.diffusion * output.diffusion_error
         if config.clustering > 0 and len(self.spec.discrete) > self.spec.num_supervised_discrete:
             terms["clustering"] = config.clustering * self._clustering(output, batch)
         total = torch.stack(list(terms.values())).sum()

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from unicoord_atlas.config import ModelConfig
+from unicoord_atlas.losses.diffusion import diffused, neighbor_average
 from unicoord_atlas.normalization import TARGET_SUM, log_normalize
 
 from .fused_decode import (
@@ -28,7 +29,7 @@ from .noise import Noise, Purpose, thin, to_uniform
 from .sparse_input import GeneOrder, SparseLinear
 
 if TYPE_CHECKING:
-    from unicoord_atlas.batch import MiniBatch, SparseRows
+    from unicoord_atlas.batch import MiniBatch, Neighborhood, SparseRows
 
 
 class NetworkSpec(BaseModel):
@@ -59,6 +60,8 @@ class StepOutput:
     """(n,) squared error of each decoded cell, without gradient."""
     mean_error: Tensor
     """Scalar: weighted mean of the errors, with gradient."""
+    diffusion_error: Tensor | None = None
+    """Scalar, with gradient: mean squared error of the cells decoded from where their neighbours are."""
 
 
 class JointVAE(nn.Module):
@@ -84,7 +87,7 @@ class JointVAE(nn.Module):
         self.register_buffer("heard_g", torch.ones(spec.num_genes))
         self.compute_dtype = torch.float32
         """Of the matrix products over genes; weights stay float32."""
-        self._partly_measured: tuple[bool, ...] | None = None
+        self._partly_measured: dict[int, tuple[bool, ...]] = {}
 
     def start_from(
         self,
@@ -192,15 +195,15 @@ class JointVAE(nn.Module):
 
     def target(self, batch: MiniBatch, rows: SparseRows, order: GeneOrder) -> Target:
         """The cells as the decoder should say them."""
-        masked = self.spec.num_sources > 0
-        if masked and self._partly_measured is None:
-            self._partly_measured = partly_measured(self.measured_sg, tile_size(rows.data.device, len(batch)))
+        masked, tile = self.spec.num_sources > 0, tile_size(rows.data.device, len(batch))
+        if masked and tile not in self._partly_measured:
+            self._partly_measured[tile] = partly_measured(self.measured_sg, tile)
         return Target(
             order,
             rows.data.index_select(0, order.entries_z),
             batch.sources_n,
             self.measured_sg if masked else None,
-            self._partly_measured if masked else None,
+            self._partly_measured[tile] if masked else None,
         )
 
     def forward(self, batch: MiniBatch, noise: Noise | None = None) -> StepOutput:
@@ -215,7 +218,29 @@ class JointVAE(nn.Module):
         latent_nw = posterior.mode() if noise is None else posterior.sample(noise, self.spec.temperature)
         shares_n = batch.weights_n / batch.weights_n.sum()
         mean_error, errors_n = self.reconstruction_error(latent_nw, self.target(batch, rows, order), shares_n, noise)
-        return StepOutput(posterior, errors_n, mean_error)
+        if noise is None or not self.spec.latent.num_diffusion:
+            return StepOutput(posterior, errors_n, mean_error)
+        near = batch.neighborhood  # none where no cell carries the term; the term is there on every rank all the same
+        diffusion = self._diffusion_error(near, latent_nw, shares_n, noise) if near else mean_error.new_zeros(())
+        return StepOutput(posterior, errors_n, mean_error, diffusion)
+
+    def _diffusion_error(self, near: Neighborhood, latent_nw: Tensor, shares_n: Tensor, noise: Noise) -> Tensor:
+        """Scalar: squared error of the carrying cells decoded from a sample of their neighbours' average."""
+        live_noise = replace(noise, rows_n=near.live.rows_n)
+        seen = self.augmented(near.live, live_noise)
+        live = self.encode(seen, GeneOrder.of(seen), live_noise)
+        dims, own_noise = self.spec.latent.diffusion_dims, replace(noise, rows_n=near.carrying.rows_n)
+        mean_md, variance_md = (
+            neighbor_average(live_vd[:, dims], near.owner_v, remembered_md.to(live_vd.dtype), near.counts_m)
+            for live_vd, remembered_md in ((live.mean_nd, near.mean_md), (live.logvar_nd.exp(), near.variance_md))
+        )
+        normal_md = own_noise.normal(Purpose.DIFFUSION_GAUSSIAN, mean_md.shape[1]).to(mean_md.dtype)
+        start = latent_nw.shape[1] - self.spec.latent.num_continuous + dims.start
+        latent_mw = diffused(latent_nw[near.positions_m], mean_md, variance_md, normal_md, start)
+        rows = self.normalized(near.carrying)
+        target = self.target(near.carrying, rows, GeneOrder.of(rows))
+        error, _ = self.reconstruction_error(latent_mw, target, shares_n[near.positions_m] / near.share, own_noise)
+        return error
 
     def _dropout(self, hidden_nh: Tensor, noise: Noise | None, layer: int) -> Tensor:
         rate = self.spec.model.dropout

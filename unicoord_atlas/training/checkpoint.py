@@ -3,6 +3,7 @@
     checkpoints/step-00000500/model.safetensors       weights and buffers
                               averaged.safetensors    running average of the weights, where train.average is on
                               optimizer.safetensors   Adam's moments and step counts
+                              latent_table.safetensors  the latent table, where the diffusion loss is on
                               state.json              step, epoch, stream position, early stopping
     checkpoints/latest.json, best.json                which to go on from, which was best on validation
 
@@ -17,6 +18,7 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import torch
     from torch import Tensor, nn
+
+    from .latent_table import LatentTable
 
 KEPT = 2
 
@@ -56,6 +59,7 @@ class Parts:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     averaged: AveragedWeights | None = None
+    table: LatentTable | None = None
 
 
 def save_checkpoint(folder: Path, parts: Parts, progress: Progress, best: bool = False) -> Path:
@@ -98,6 +102,8 @@ def _write_aside(target: Path, parts: Parts, progress: Progress) -> None:
     save_file(_optimizer_tensors(parts.optimizer), aside / "optimizer.safetensors")
     if parts.averaged is not None:
         save_file(parts.averaged.state_dict(), aside / "averaged.safetensors")
+    if parts.table is not None:
+        save_file(parts.table.state_dict(), aside / "latent_table.safetensors")
     write_json(aside / "state.json", asdict(progress))
     for file in aside.iterdir():
         _sync(file)
@@ -113,6 +119,8 @@ def load_checkpoint(folder: Path, parts: Parts, device: torch.device) -> Progres
     load_weights(target, parts.model, device)
     if parts.averaged is not None:
         parts.averaged.load_state_dict(_tensors(target / "averaged.safetensors", device))
+    if parts.table is not None:
+        parts.table.load_state_dict(_tensors(target / "latent_table.safetensors", torch.device("cpu")))
     optimizer = parts.optimizer
     saved = _tensors(target / "optimizer.safetensors", device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

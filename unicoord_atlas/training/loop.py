@@ -60,7 +60,7 @@ def run_training(run: Training) -> Progress:
     """
     optimizer = make_optimizer(run.model, run.config)
     wrapped, prepared = run.accelerator.prepare(run.model, optimizer)
-    parts = Parts(run.model, optimizer, AveragedWeights(run.model) if run.config.average else None)
+    parts = Parts(run.model, optimizer, AveragedWeights(run.model) if run.config.average else None, run.table)
     progress = load_checkpoint(run.folder / "checkpoints", parts, run.accelerator.device) or Progress()
     if progress.finished:
         return progress
@@ -129,7 +129,7 @@ def _train_epoch(run: Training, state: _State) -> dict[str, float]:
     require_finite(losses, progress.step)
     speed = clock.speed()
     speed["cells_per_second"] *= run.accelerator.num_processes
-    return {**losses, "loss": sum(losses.values()), **speed}
+    return {**losses, "loss": sum(losses.values()), **run.training.facts(), **speed}
 
 
 def _log_step(run: Training, step: int, terms: Mapping[str, float]) -> None:
@@ -160,6 +160,8 @@ def _step(run: Training, state: _State, batches: Iterator[MiniBatch]) -> Mapping
             output = state.wrapped(batch, Noise(run.config.seed, step, batch.rows_n))
             loss = run.objective(output, batch, step)
             run.accelerator.backward(loss.total if parts == 1 else loss.total / parts)
+        if run.table is not None:
+            run.table.write(batch.rows_n, output.posterior.mean_nd, output.posterior.logvar_nd.exp(), step)
         for name, term in loss.terms.items():
             sums[name] = sums[name] + term / parts if name in sums else term / parts
     if run.config.clip_norm > 0:

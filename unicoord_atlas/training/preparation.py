@@ -56,16 +56,9 @@ def prepare(
     ------
     UsageError
         If a column is not in obs.
-    ConfigError
-        If the diffusion loss is asked for.
     DataError
         If a label column has no labelled training cell, or a continuous one is constant or not numeric.
     """
-    if config.latent.diffusion:
-        raise ConfigError(
-            f"latent.diffusion = {config.latent.diffusion}: its loss needs a graph of neighbours, which this version "
-            "cannot build yet; set it to 0"
-        )
     training, validation = split_rows(config, obs)
     pairs = parse_hierarchy(config.latent.hierarchy)
     names = list(dict.fromkeys([*config.latent.discrete, *(name for pair in pairs for name in pair)]))
@@ -159,7 +152,9 @@ def _latent_spec(
         ContinuousLatent(name=f"unsupervised_{number}", supervised=False)
         for number in range(config.latent.unsupervised_continuous)
     ]
-    return LatentSpec(discrete=tuple(discrete), continuous=tuple(continuous), num_diffusion=config.latent.diffusion)
+    everywhere = config.loss.diffusion_on == "unsupervised" and config.loss.diffusion > 0
+    num_diffusion = config.latent.unsupervised_continuous if everywhere else config.latent.diffusion
+    return LatentSpec(discrete=tuple(discrete), continuous=tuple(continuous), num_diffusion=num_diffusion)
 
 
 def _source_codes(schema: AtlasSchema, obs: pd.DataFrame) -> NDArray[np.int32]:

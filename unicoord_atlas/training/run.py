@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from unicoord_atlas.losses.objective import Objective
     from unicoord_atlas.model.joint_vae import JointVAE
 
+    from .latent_table import LatentTable
+
 
 class BatchStream(Protocol):
     """What the loop needs of a CellStream."""
@@ -40,6 +42,10 @@ class BatchStream(Protocol):
         """Go on from there."""
         ...
 
+    def facts(self) -> dict[str, float]:
+        """What it has to say of the epoch so far, for the log."""
+        ...
+
 
 @dataclass
 class Training:
@@ -56,6 +62,8 @@ class Training:
     """Of the whole run."""
     folder: Path
     accelerator: Accelerator
+    table: LatentTable | None = None
+    """Where the diffusion loss is on."""
 
     def bar(self, things: Iterable[Any], total: int, title: str) -> Any:
         """Progress over things, shown by the main process where stderr is a terminal."""

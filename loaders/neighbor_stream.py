@@ -1,0 +1,151 @@
+"""NeighborStream: minibatches that bring along what the diffusion loss needs of their cells' neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from unicoord_atlas.batch import Neighborhood, SparseRows
+from unicoord_atlas.losses.diffusion import choose_live
+from unicoord_atlas.model.noise import Noise, Purpose
+
+from .store import CsrRows
+from .window import take_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from unicoord_atlas.batch import CellColumns, MiniBatch
+    from unicoord_atlas.training.latent_table import LatentTable
+
+    from .store import CellStore
+    from .stream import CellStream
+
+
+class NeighborSource(Protocol):
+    """A graph of the store's cells."""
+
+    def of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """(n + 1,) where the neighbours of each of these cells begin, and the neighbours' rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NeighborSettings:
+    """How much of the diffusion loss is computed in a step."""
+
+    share: float
+    """Of the cells that carry the term."""
+    live: int
+    """Neighbours of each that are encoded; the others come from the latent table."""
+    seed: int
+
+
+class NeighborStream:
+    """A CellStream whose minibatches have a `neighborhood`.
+
+    Neighbours that are no training cells are left out, or held-out cells would be learned from.  What is drawn depends
+    on (seed, epoch, cell) only.
+    """
+
+    def __init__(
+        self,
+        stream: CellStream,
+        store: CellStore,
+        columns: CellColumns,
+        neighbors: NeighborSource,
+        table: LatentTable,
+        trained: NDArray[np.bool_],
+        settings: NeighborSettings,
+    ) -> None:
+        self._stream, self._store, self._columns = stream, store, columns
+        self._neighbors, self._table, self._trained, self._settings = neighbors, table, trained, settings
+        self._epoch = 0
+        self._rows_read = 0
+        self._ages: list[float] = []
+
+    def __len__(self) -> int:
+        """Batches that the coming iteration yields."""
+        return len(self._stream)
+
+    def __iter__(self) -> Iterator[MiniBatch]:
+        self._rows_read, self._ages = 0, []
+        for batch in self._stream:
+            yield replace(batch, neighborhood=self._around(batch))
+
+    def set_epoch(self, epoch: int) -> None:
+        """See CellStream."""
+        self._epoch = epoch
+        self._stream.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See CellStream."""
+        return self._stream.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See CellStream."""
+        self._stream.load_state_dict(state)
+        self._epoch = state["epoch"]
+
+    def facts(self) -> dict[str, float]:
+        """Of the epoch so far, for the log: live neighbours read, and median age in steps of the remembered ones."""
+        age = float(np.median(self._ages)) if self._ages else 0.0
+        return {"diffusion_rows_read": float(self._rows_read), "diffusion_median_age": age}
+
+    def _around(self, batch: MiniBatch) -> Neighborhood | None:
+        """The neighbourhood of the cells that carry the term; None if no cell does."""
+        noise = Noise(self._settings.seed, self._epoch, batch.rows_n)
+        drawn_n = noise.uniform(Purpose.DIFFUSION_SHARE, 1)[:, 0] < self._settings.share
+        positions = np.flatnonzero((drawn_n & (batch.weights_n > 0)).numpy())
+        indptr, indices = self._neighbors.of(batch.rows_n.numpy()[positions])
+        kept = self._trained[indices]
+        owners = np.repeat(np.arange(len(positions)), np.diff(indptr))[kept]
+        near = indices[kept].astype(np.int64)
+        counts = np.bincount(owners, minlength=len(positions))
+        some = counts > 0
+        if not some.any():
+            return None
+        owners = (np.cumsum(some) - 1)[owners]
+        positions, counts = positions[some], counts[some]
+        live = self._live(replace(noise, rows_n=batch.rows_n[torch.from_numpy(positions)]), owners, near)
+        self._rows_read += int(live.sum())
+        self._ages += [self._table.median_age(near[~live])] if not live.all() else []
+        mean_md, variance_md = self._table.sums(near[~live], owners[~live], len(positions))
+        return Neighborhood(
+            positions_m=torch.from_numpy(positions),
+            carrying=_part(batch, positions),
+            live=self._read(near[live]),
+            owner_v=torch.from_numpy(owners[live]),
+            mean_md=mean_md,
+            variance_md=variance_md,
+            counts_m=torch.from_numpy(counts),
+            share=self._settings.share,
+        )
+
+    def _live(self, noise: Noise, owners: NDArray[np.int64], near: NDArray[np.int64]) -> NDArray[np.bool_]:
+        owner_e = torch.from_numpy(owners)
+        priority_e = noise.entry_bits(Purpose.DIFFUSION_LIVE, owner_e, torch.from_numpy(near))
+        drawn: NDArray[np.bool_] = choose_live(owner_e, priority_e, self._settings.live).numpy()
+        return drawn
+
+    def _read(self, rows: NDArray[np.int64]) -> MiniBatch:
+        counts = self._store.read_ranges(np.stack([rows, rows + 1], axis=1))
+        return self._columns.batch(_tensors(counts, self._store.n_vars), rows, np.ones(len(rows), np.float32))
+
+
+def _part(batch: MiniBatch, positions: NDArray[np.int64]) -> MiniBatch:
+    """Some cells of a minibatch on the host."""
+    counts = batch.counts
+    taken = take_rows(CsrRows(counts.indptr.numpy(), counts.indices.numpy(), counts.data.numpy()), positions)
+    return batch.part(_tensors(taken, counts.num_genes), torch.from_numpy(positions))
+
+
+def _tensors(rows: CsrRows, num_genes: int) -> SparseRows:
+    return SparseRows(
+        torch.from_numpy(rows.indptr), torch.from_numpy(rows.indices), torch.from_numpy(rows.data), num_genes
+    )
