@@ -59,12 +59,6 @@ def test_weighted_classification_learns_the_classes_as_they_are():
     assert torch.softmax(logits.detach(), 0).tolist() == pytest.approx([0.9, 0.1], abs=1e-3)
 
 
-def test_label_smoothing_spreads_a_share_of_the_label():
-    logits = torch.log(torch.tensor([[0.2, 0.8]]))
-    loss = classification(logits, torch.tensor([1]), torch.ones(2), smoothing=0.5)
-    assert loss.item() == pytest.approx(-0.75 * math.log(0.8) - 0.25 * math.log(0.2))
-
-
 def test_hierarchical_by_hand():
     parents = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     child, parent = torch.log(torch.tensor([[0.5, 0.25, 0.25]])), torch.log(torch.tensor([[0.9, 0.1]]))
@@ -113,7 +107,7 @@ def _labelled_batch() -> MiniBatch:
 
 
 def test_objective_is_the_weighted_sum_of_its_formulas():
-    objective, model = _objective(LossConfig(beta=0.3, beta_warmup_steps=10, label_smoothing=0.0))
+    objective, model = _objective(LossConfig(beta=0.3, beta_warmup_steps=10))
     batch = _labelled_batch()
     output, p = model(batch), model(batch).posterior
     result = objective(output, batch, step=4)

@@ -82,7 +82,6 @@ class LossConfig(_Section):
     diffusion_live: Size = Field(4, description="neighbours of each that are encoded with gradient, others remembered")
     clustering: Weight = 0.0
     class_weights: Literal["none", "sqrt", "balanced"] = Field("sqrt", description="* none | sqrt | balanced")
-    label_smoothing: Share = Field(0.1, description="* share of the label that is spread over all classes")
     per_gene: bool = Field(False, description="released: the total is divided by the number of genes")
 
 
@@ -90,7 +89,7 @@ class AugmentConfig(_Section):
     """Changes to the encoder's input while training."""
 
     thinning: Share = Field(
-        0.5,
+        0.9,
         description="* keep probability ~ U(1 - thinning, 1) per cell on the encoder's raw counts; target unthinned",
     )
     gene_dropout: Share = Field(
@@ -220,7 +219,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "paper": {
         "data": {"mask_unmeasured": False, "min_cells": 0},
         "latent": {"standardize": False},
-        "loss": {"beta": 1.0, "beta_warmup_steps": 0, "class_weights": "none", "label_smoothing": 0.0},
+        "loss": {"beta": 1.0, "beta_warmup_steps": 0, "class_weights": "none"},
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
         "model": {"output_bias": "default", "relu_gradient": "y", "encoder_min_cells": 0},
         "train": {
@@ -240,7 +239,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
             "class_weights": "none",
             "diffusion": 0.001,
             "clustering": 0.001,
-            "label_smoothing": 0.0,
             "per_gene": True,
         },
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},

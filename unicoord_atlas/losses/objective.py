@@ -116,9 +116,8 @@ class Objective:
         return (shares_n[:, None] * error_nc / self.known_shares_c).sum()
 
     def _classification(self, output: StepOutput, batch: MiniBatch, shares_n: Tensor) -> Tensor:
-        spread = self.config.label_smoothing
         each = [
-            (shares_n * classification(logits_nk.float(), batch.codes_nl[:, number], weights_k, spread)).sum() / share
+            (shares_n * classification(logits_nk.float(), batch.codes_nl[:, number], weights_k)).sum() / share
             for number, (logits_nk, weights_k, share) in enumerate(
                 zip(output.posterior.logits, self.class_weights, self.labelled_shares, strict=False)
             )

@@ -23,13 +23,12 @@ def regression(mean_nc: Tensor, label_nc: Tensor) -> Tensor:
     return torch.where(known_nc, mean_nc - torch.nan_to_num(label_nc), 0.0).square()
 
 
-def classification(logits_nk: Tensor, codes_n: Tensor, class_weights_k: Tensor, smoothing: float = 0.0) -> Tensor:
+def classification(logits_nk: Tensor, codes_n: Tensor, class_weights_k: Tensor) -> Tensor:
     """Cross-entropy between label and logits times the label's class weight, codes < 0 masked.
 
     A weighted cross-entropy alone would learn probabilities in proportion to p_k w_k.  The logs of the weights are
     added to the logits here, so that the logits themselves speak of the classes as the atlas has them: rare classes
     are learned better without being predicted more often (compare Menon et al. 2021, "logit adjustment").
-    With smoothing, that share of the label is spread evenly over all classes (Szegedy et al. 2016, section 7).
 
     Returns
     -------
@@ -38,7 +37,7 @@ def classification(logits_nk: Tensor, codes_n: Tensor, class_weights_k: Tensor, 
     Source: the paper, Methods, "Loss functions"; on logits, not on probabilities as its code.
     """
     weighted_nk = logits_nk + class_weights_k.log()
-    losses_n = F.cross_entropy(weighted_nk, codes_n, ignore_index=-1, reduction="none", label_smoothing=smoothing)
+    losses_n = F.cross_entropy(weighted_nk, codes_n, ignore_index=-1, reduction="none")
     return losses_n * class_weights_k[codes_n.clamp(min=0)]
 
 
