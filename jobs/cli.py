@@ -21,8 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Learn a coordinate system of cells from whole atlases; map, annotate and generate cells with it.",
-    epilog="Typical order: ingest, train, export-latents, export-reference, map-query.  Exit codes: 0 done, 64 usage, "
-    "65 bad data, 78 bad config, 130/143 interrupted/terminated, 1 anything else.",
+    epilog="Typical order: ingest, build-graph, train, export-latents, export-reference, map-query.  "
+    "Exit codes: 0 done, 64 usage, 65 bad data, 78 bad config, 130/143 interrupted/terminated, 1 anything else.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
@@ -105,6 +105,36 @@ def ingest(
         dry_run=dry_run,
     )
     _finish(run(options), as_json)
+
+
+@app.command("build-graph")
+def build_graph(
+    store: Annotated[Path, typer.Argument(help="The atlas store; the graph is added to it.")],
+    k: Annotated[
+        int, typer.Option("--k", help="Neighbours of each cell beside itself; with --batch, of each batch.")
+    ] = 15,
+    metric: Annotated[Literal["euclidean", "cosine"], typer.Option(help="How distances are measured.")] = "euclidean",
+    num_pcs: Annotated[int, typer.Option(help="Principal components; fewer if there are fewer genes or cells.")] = 50,
+    num_genes: Annotated[int, typer.Option(help="Highly variable genes, of those that all sources measured.")] = 2000,
+    use_rep: Annotated[
+        str | None, typer.Option(help="obsm table to find neighbours in, in place of components.", metavar="KEY")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="obs column: as many neighbours from each batch, as BBKNN.", metavar="COLUMN")
+    ] = None,
+    recall: Annotated[float, typer.Option(help="Share of true neighbours to find where cells are many.")] = 0.99,
+    seed: Annotated[int, typer.Option(help="Seed of k-means and of the sample that recall is measured on.")] = 0,
+    replace: Annotated[bool, typer.Option(help="Take out a graph that was made with other settings.")] = False,
+    dask: Annotated[str | None, typer.Option(help="Work on a Dask cluster.", metavar="local:N|ADDRESS")] = None,
+    as_json: Json = False,
+) -> None:
+    """Add principal components, nearest neighbours and UMAP weights to an atlas."""
+    from . import build_graph as job
+
+    options = job.BuildGraphOptions(
+        store, k, metric, num_pcs, num_genes, use_rep, batch, recall, seed, replace=replace, dask=dask
+    )
+    _finish(job.run(options), as_json)
 
 
 @app.command()

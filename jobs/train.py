@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ import pandas as pd
 import torch
 
 from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.loaders.graph_pass import moments_of_amounts
+from unicoord_atlas.loaders.graph_store import Neighbors
+from unicoord_atlas.loaders.in_order import in_order
+from unicoord_atlas.loaders.neighbor_stream import NeighborSettings, NeighborStream
 from unicoord_atlas.loaders.plan import ALONE, Partition
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
@@ -197,7 +202,8 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
         partition=partition,
         drop_last=True,
     )
-    genes = own_genes(config, store.schema, store.normalization, _listed_genes(config, store))
+    moments = partial(moments_of_amounts, store, partial(in_order, threads=2))
+    genes = own_genes(config, store.schema, moments, _listed_genes(config, store))
     profile = profile_of(training, store.schema.measured_sg(), store.normalization)
     model = build_model(config, store.schema, store.normalization, prepared, genes, profile).to(accelerator.device)
     accelerator.wait_for_everyone()  # all have seen that the run directory is free, or theirs

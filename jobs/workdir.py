@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 
 from unicoord_atlas.errors import AlreadyDone, DataError
+from unicoord_atlas.loaders.manifest import without_additions
 from unicoord_atlas.loaders.zarr_layout import FORMAT_VERSION, MANIFEST
 
 if TYPE_CHECKING:
@@ -64,11 +65,11 @@ def finished_directory(
     made_from = _made_from(inputs, config)
     partial = out.parent / f".{out.name}.partial"
     _refuse_other(out, made_from)
-    with _locked(partial), _full_disk_named(partial):
+    with locked(partial), full_disk_named(partial):
         _refuse_other(out, made_from)  # another process may have finished it meanwhile
-        if not (resume and _read_json(partial / _RECORD) == made_from):
-            _empty(partial)
-            _write_json(partial / _RECORD, made_from)
+        if not (resume and read_json(partial / _RECORD) == made_from):
+            empty_directory(partial)
+            write_json(partial / _RECORD, made_from)
         try:
             yield partial
         except BaseException:
@@ -80,7 +81,7 @@ def finished_directory(
         if out.exists():
             out.rmdir()
         partial.rename(out)
-        _sync(out.parent)
+        sync_file(out.parent)
 
 
 def check_output(out: Path, inputs: Sequence[Path], config: Mapping[str, Any]) -> None:
@@ -95,21 +96,25 @@ def finished_file(out: Path) -> Iterator[Path]:
         raise DataError(f"{out} exists already; remove it or choose another name")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.stem}.partial{out.suffix}"
-    with _full_disk_named(partial):
+    with full_disk_named(partial):
         try:
             yield partial
-            _sync(partial)
+            sync_file(partial)
             partial.rename(out)
         finally:
             partial.unlink(missing_ok=True)
 
 
 def describe_input(path: Path) -> dict[str, Any]:
-    """What tells inputs apart: name, size, time of change; of a finished directory, its manifest's checksum."""
+    """What tells inputs apart: name, size, time of change; of a finished directory, its manifest's checksum.
+
+    What was added to a store later does not count: who read it before would read the same now.
+    """
     manifest = path / MANIFEST
     try:
         if manifest.exists():
-            return {"name": path.name, "manifest": _checksum(manifest)}
+            text = json_text(without_additions(read_json(manifest) or {}))
+            return {"name": path.name, "manifest": f"{google_crc32c.value(text.encode()):08x}"}
         stat = path.stat()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file or directory") from None
@@ -142,11 +147,12 @@ def _write_manifest(directory: Path, made_from: Mapping[str, Any], counts: Mappi
         "files": file_checksums(directory),
     }
     for name in manifest["files"]:
-        _sync(directory / name)
-    _write_json(directory / MANIFEST, manifest)
+        sync_file(directory / name)
+    write_json(directory / MANIFEST, manifest)
 
 
-def _empty(directory: Path) -> None:
+def empty_directory(directory: Path) -> None:
+    """Remove all that is in a directory."""
     for path in directory.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -167,7 +173,7 @@ def _versions() -> dict[str, str]:
 def _refuse_other(out: Path, made_from: Mapping[str, Any]) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    manifest = _read_json(out / MANIFEST)
+    manifest = read_json(out / MANIFEST)
     if manifest is None:
         raise DataError(f"{out} exists and is no finished output of unicoord-atlas; remove it or choose another --out")
     differs = [key for key in ("inputs", "config") if manifest.get(key) != made_from[key]]
@@ -177,7 +183,8 @@ def _refuse_other(out: Path, made_from: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _locked(partial: Path) -> Iterator[None]:
+def locked(partial: Path) -> Iterator[None]:
+    """Make the directory and hold it; DataError if another process does."""
     partial.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(partial, os.O_RDONLY)
     try:
@@ -192,7 +199,8 @@ def _locked(partial: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _full_disk_named(partial: Path) -> Iterator[None]:
+def full_disk_named(partial: Path) -> Iterator[None]:
+    """Turn the system's error of a full disk into a DataError."""
     try:
         yield
     except OSError as error:
@@ -209,19 +217,27 @@ def _checksum(path: Path) -> str:
     return f"{crc:08x}"
 
 
-def _read_json(path: Path) -> Any:
+def json_text(value: Mapping[str, Any]) -> str:
+    """The text of every JSON file that this program writes."""
+    return json.dumps(value, indent=1) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None if there is none, or half of one."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    _sync(path)
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file that survives a power cut once this returns."""
+    path.write_text(json_text(value), encoding="utf-8")
+    sync_file(path)
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Make what a file, or a directory, holds survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

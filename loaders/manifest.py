@@ -51,6 +51,16 @@ def fingerprint(manifest: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(counts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
+def without_additions(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The manifest as it was before anything was added to the store, in the same order."""
+    if "additions" not in manifest:
+        return manifest
+    added = {name for part in manifest["additions"].values() for name in part["files"]}
+    files = {name: entry for name, entry in manifest["files"].items() if name not in added}
+    kept = {name: value for name, value in manifest.items() if name not in ("additions", "replaced")}
+    return {**kept, "files": {**files, **manifest["replaced"]}}
+
+
 def require_files(path: Path, manifest: Mapping[str, Any]) -> None:
     """DataError unless every file is there in its full size; zarr reads a missing one as zeros and never tells."""
     faults: dict[str, str] = {}

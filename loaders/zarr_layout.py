@@ -33,6 +33,11 @@ UNS = "unicoord"
 """uns/unicoord holds the next two."""
 SCHEMA = "schema"
 NORMALIZATION = "normalization"
+DISTANCES = "distances"
+CONNECTIVITIES = "connectivities"
+"""obsp: what `build-graph` adds, as scanpy names it."""
+GRAPH_FACTS = "unicoord_graph"
+"""uns: of which cells the graph is, and how it was made."""
 
 INNER_CHUNK = 262_144
 """Entries decoded together at most; rows may straddle."""

@@ -206,7 +206,8 @@ def _narrowed(data: NDArray[np.generic], dtype: np.dtype[np.generic], start: int
     return data.astype(dtype, copy=False)
 
 
-def _blosc_codec(dtype: np.dtype[np.generic]) -> BloscCodec:
+def blosc_codec(dtype: np.dtype[np.generic]) -> BloscCodec:
+    """The compressor of all that this program writes in shards."""
     return BloscCodec(
         typesize=dtype.itemsize,
         cname=names.BLOSC_CNAME,
@@ -245,7 +246,7 @@ def create_matrix(out: Path, layout: MatrixLayout) -> None:
             chunks=(layout.inner_chunk,),
             shards=(layout.shard_entries,),
             dtype=dtype,
-            compressors=[_blosc_codec(dtype)],
+            compressors=[blosc_codec(dtype)],
             fill_value=0,
             overwrite=True,
         )

@@ -52,12 +52,13 @@ def write_rows(
             writer.write(CsrBlock(rows.indptr.astype(np.int64), rows.indices, rows.data))
 
 
-def finish(out: Path, layout: MatrixLayout) -> None:
+def finish(out: Path, layout: MatrixLayout, size_factors: np.ndarray | None = None) -> None:
     """Write obs, var and uns with one source and one label column."""
     n, g = layout.num_rows, layout.num_genes
+    size_factors = np.arange(n) + 0.5 if size_factors is None else size_factors
     kinds = np.where(np.arange(n) % 3 == 0, None, np.where(np.arange(n) % 3 == 1, "B cell", "T cell"))
     obs = pd.DataFrame(
-        {"source": pd.Categorical(["one"] * n), "cell_type": pd.Categorical(kinds), "size_factor": np.arange(n) + 0.5},
+        {"source": pd.Categorical(["one"] * n), "cell_type": pd.Categorical(kinds), "size_factor": size_factors},
         index=[f"one:cell-{i}" for i in range(n)],
     )
     var = pd.DataFrame(index=[f"gene-{i}" for i in range(g)])
@@ -72,12 +73,12 @@ def finish(out: Path, layout: MatrixLayout) -> None:
     finish_store(out, layout, obs, var, schema, normalization)
 
 
-def write_store(out: Path, matrix: sp.csr_matrix, **sizes: int) -> Path:
+def write_store(out: Path, matrix: sp.csr_matrix, size_factors: np.ndarray | None = None, **sizes: int) -> Path:
     """A finished store of these counts."""
     layout = small_layout(matrix, **sizes)
     with finished_directory(out, inputs=[], config={}, counts={"cells": layout.num_rows}) as partial:
         write_rows(partial, layout, matrix)
-        finish(partial, layout)
+        finish(partial, layout, size_factors)
     return out
 
 

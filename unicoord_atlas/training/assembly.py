@@ -10,10 +10,11 @@ import torch
 
 from unicoord_atlas.losses.objective import Objective
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.neighbors.highly_variable import highly_variable
 from unicoord_atlas.normalization import log_normalize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from unicoord_atlas.schema import AtlasSchema
 
     from .preparation import Preparation
+
+    AmountMoments = Callable[[], tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 PROFILE_CELLS = 20_000
 
@@ -35,44 +38,23 @@ def num_epochs(config: RunConfig, num_cells: int) -> int:
 
 
 def own_genes(
-    config: RunConfig, schema: AtlasSchema, normalization: Normalization, listed: NDArray[np.int64] | None
+    config: RunConfig, schema: AtlasSchema, moments: AmountMoments, listed: NDArray[np.int64] | None
 ) -> NDArray[np.int64] | None:
     """Atlas genes that the model looks at, ascending; None for all of them.
 
-    "highly_variable" takes, among genes measured everywhere, those with the highest variance over mean of the
-    log-normalized values within bins of the mean, as scanpy's default flavour does.
+    Parameters
+    ----------
+    moments
+        Gives the mean and variance of the normalized counts of all genes, which only "highly_variable" asks for.
+    listed
+        The genes of the file that `data.genes` names.
     """
     if config.data.genes == "all":
         return None
     if config.data.genes != "highly_variable":
         return listed
-    measured = schema.measured_sg().all(axis=0) if schema.sources else np.ones(schema.num_genes, np.bool_)
-    scores = dispersion_scores(normalization.mean_g, normalization.variance_g)
-    scores[~measured | (normalization.mean_g <= 0)] = -np.inf
-    best = np.argsort(-scores, kind="stable")[: config.data.num_highly_variable]
-    return np.sort(best[np.isfinite(scores[best])]).astype(np.int64)
-
-
-def dispersion_scores(
-    mean_g: NDArray[np.float64], variance_g: NDArray[np.float64], num_bins: int = 20
-) -> NDArray[np.float64]:
-    """(g,) dispersion (variance / mean) standardized within bins of the mean.
-
-    Source: Satija et al. 2015, as in scanpy's `highly_variable_genes`.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        dispersion_g = np.where(mean_g > 0, variance_g / mean_g, np.nan)
-    edges = np.linspace(mean_g.min(), mean_g.max(), num_bins + 1)[1:-1]
-    bin_g = np.digitize(mean_g, edges)
-    scores_g = np.full(len(mean_g), -np.inf)
-    for number in np.unique(bin_g):
-        inside = (bin_g == number) & np.isfinite(dispersion_g)
-        spread = dispersion_g[inside].std(ddof=1) if inside.sum() > 1 else 0.0
-        centre = dispersion_g[inside].mean() if spread > 0 else 0.0
-        scores_g[inside] = (dispersion_g[inside] - centre) / (
-            spread if spread > 0 else np.maximum(dispersion_g[inside], 1e-12)
-        )
-    return scores_g
+    measured_g = np.asarray(schema.measured_sg().all(axis=0))
+    return highly_variable(*moments(), measured_g, config.data.num_highly_variable)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,62 @@
+"""A Dask cluster for a job: `local:N` starts N processes here, anything else is the address of a scheduler."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from unicoord_atlas.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_LOCAL = "local:"
+
+
+@contextmanager
+def dask_client(address: str) -> Iterator[Any]:
+    """A connected client; a cluster that it started ends with it.
+
+    Raises
+    ------
+    ConfigError
+        If Dask is not installed.
+    UsageError
+        If the address is none, or nobody answers there.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise ConfigError("--dask needs Dask, which is not installed: pip install 'unicoord-atlas[dask]'") from None
+    if not address.startswith(_LOCAL):
+        try:
+            client = Client(address, timeout=30)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--dask {address}: no scheduler answers there ({error})") from error
+        with client:
+            yield client
+        return
+    workers = address.removeprefix(_LOCAL)
+    if not (workers.isdigit() and int(workers) > 0):
+        raise UsageError(f"--dask {address!r}: write local:N with N processes, or the address of a scheduler")
+    with (
+        LocalCluster(int(workers), threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def in_order_on(client: Any, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`map` on the cluster, results in order; two tasks a thread are under way, so memory is bounded."""
+    ahead = 2 * max(sum(client.nthreads().values()), 1)
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(client.submit(function, item, pure=False))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,143 @@
+"""A graph of cells in an atlas store: written in shards beside X, and the neighbours of any cells read out of core."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from unicoord_atlas.errors import DataError, UsageError
+
+from . import zarr_layout as names
+from .array_reader import ArrayReader, is_sharded_blosc
+from .manifest import read_manifest
+from .shard_reader import ShardReader
+from .zarr_writer import blosc_codec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from .array_reader import EntryReader
+    from .store import CellStore
+    from .weights_pass import CsrFiles
+
+_INNER_CHUNK = 65_536
+_CHUNKS_PER_SHARD = 128
+"""A shard holds 2**23 entries: 32 MiB before compression."""
+_ROWS_PER_CHUNK = 4_096
+_ROW_CHUNKS_PER_SHARD = 32
+
+
+def cells_fingerprint(manifest: Mapping[str, Any], index: str) -> str:
+    """The same for two stores only if their counts and the names of their cells are the same, in the same order."""
+    parts = {
+        name: entry["crc32c"] for name, entry in manifest["files"].items() if name.startswith(("X/", f"obs/{index}/"))
+    }
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def fingerprint_of(store: CellStore) -> str:
+    """See `cells_fingerprint`; of a store on disk."""
+    group = _open(store)
+    return cells_fingerprint(read_manifest(Path(store.uri)), str(group["obs"].attrs["_index"]))
+
+
+class Neighbors:
+    """The neighbours of every cell of a store, read when they are asked for."""
+
+    indptr: NDArray[np.int64]
+    """(n_obs + 1,), whole in memory."""
+
+    def __init__(self, store: CellStore, key: str = names.DISTANCES) -> None:
+        """Open the graph of a store; DataError if it is of other cells, UsageError if there is none."""
+        group = _open(store)
+        if names.GRAPH_FACTS not in group["uns"] or key not in group["obsp"]:
+            raise UsageError(
+                f"{store.uri} has no graph of neighbours; make one with `unicoord-atlas build-graph {store.uri}`"
+            )
+        known = str(group[f"uns/{names.GRAPH_FACTS}/fingerprint"][()])
+        if known != fingerprint_of(store):
+            raise DataError(
+                f"{store.uri}: its graph was made of other cells or of an older state of the atlas; "
+                f"make it again with `unicoord-atlas build-graph {store.uri} --replace`"
+            )
+        self.indptr = np.asarray(group[f"obsp/{key}/indptr"][:], np.int64)
+        if len(self.indptr) != store.n_obs + 1:
+            raise DataError(f"{store.uri}: obsp/{key} has {len(self.indptr) - 1} rows, not {store.n_obs}")
+        self._reader = _entry_reader(Path(store.uri), f"obsp/{key}/indices", group[f"obsp/{key}/indices"])
+        self._dtype = np.dtype(np.int32)
+
+    def of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Neighbours of some cells, in any order and repeated or not.
+
+        Returns
+        -------
+        (n + 1,) where the neighbours of each begin, and (z,) their rows in the store, ascending for each cell.
+        """
+        spans = np.stack([self.indptr[rows], self.indptr[np.asarray(rows) + 1]], axis=1)
+        indptr = np.concatenate([[0], np.cumsum(spans[:, 1] - spans[:, 0])])
+        indices = np.empty(int(indptr[-1]), self._dtype)
+        for part in self._reader.parts(spans, indices):
+            self._reader.decode(part)
+        return indptr, indices
+
+
+def _open(store: CellStore) -> Any:
+    try:
+        return zarr.open_group(Path(store.uri), mode="r")
+    except zarr.errors.GroupNotFoundError:
+        raise UsageError(f"{store.uri}: only a Zarr atlas can hold a graph of neighbours") from None
+
+
+def _entry_reader(path: Path, name: str, array: Any) -> EntryReader:
+    if not is_sharded_blosc(array):
+        return ArrayReader(array)
+    chunk, shard = array.chunks[0], array.shards[0]
+    return ShardReader(path / name, array.dtype, chunk, shard // chunk, lambda number: f"{path}/{name}/c/{number}")
+
+
+def write_matrix(group: Any, key: str, matrix: CsrFiles) -> None:
+    """Write a square CSR matrix as AnnData does, shard by shard."""
+    num_rows = len(matrix.indptr) - 1
+    folder = group.require_group(key)
+    folder.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [num_rows, num_rows]})
+    for name, stretch in (("indices", matrix.indices), ("data", matrix.data)):
+        shard = _INNER_CHUNK * _CHUNKS_PER_SHARD
+        array = folder.create_array(
+            name,
+            shape=(len(stretch),),
+            chunks=(_INNER_CHUNK,),
+            shards=(shard,),
+            dtype=stretch.dtype,
+            compressors=[blosc_codec(stretch.dtype)],
+            fill_value=0,
+            overwrite=True,
+        )
+        for start in range(0, len(stretch), shard):
+            stop = min(start + shard, len(stretch))
+            array[start:stop] = stretch.read(start, stop)
+    folder.create_array("indptr", data=matrix.indptr, chunks=(names.INDPTR_CHUNK,), overwrite=True)
+
+
+def write_table(group: Any, key: str, table_nd: NDArray[np.float32]) -> None:
+    """Write a dense table with a row a cell as AnnData does, shard by shard."""
+    num_rows, width = table_nd.shape
+    rows = _ROWS_PER_CHUNK * _ROW_CHUNKS_PER_SHARD
+    array = group.create_array(
+        key,
+        shape=table_nd.shape,
+        chunks=(_ROWS_PER_CHUNK, width),
+        shards=(rows, width),
+        dtype=table_nd.dtype,
+        compressors=[blosc_codec(table_nd.dtype)],
+        attributes={"encoding-type": "array", "encoding-version": "0.2.0"},
+        overwrite=True,
+    )
+    for start in range(0, num_rows, rows):
+        array[start : start + rows] = table_nd[start : start + rows]

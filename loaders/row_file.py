@@ -1,0 +1,43 @@
+"""A table in a file of our own that is filled block by block and knows how far: a killed pass goes on from there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .chunked import FileStretch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+class RowFile:
+    """(n, width) values, plain bytes; `next_row` rows are there."""
+
+    def __init__(self, path: Path, num_rows: int, width: int, dtype: Any) -> None:
+        self.path = path
+        self._count = path.with_suffix(".rows")
+        self.shape = (num_rows, width)
+        self.dtype = np.dtype(dtype)
+        self.next_row = int(self._count.read_text()) if self._count.exists() else 0
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Put the rows from `next_row` on."""
+        with self.path.open("r+b" if self.next_row else "wb") as file:
+            file.seek(self.next_row * self.shape[1] * self.dtype.itemsize)
+            file.write(np.ascontiguousarray(values, self.dtype).data)
+        self.next_row += len(values)
+        partial = self._count.with_suffix(".partial")
+        partial.write_text(str(self.next_row))
+        partial.replace(self._count)
+
+    def rows(self) -> NDArray[Any]:
+        """All rows, mapped into memory."""
+        return np.memmap(self.path, self.dtype, "r", shape=self.shape)
+
+    def stretch(self) -> FileStretch:
+        """All values, row after row, read in pieces."""
+        return FileStretch(self.path.open("rb"), self.dtype, self.shape[0] * self.shape[1])

@@ -1,0 +1,403 @@
+import json
+import shutil
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+import scanpy as sc
+import scipy.sparse as sp
+from stores import write_store
+
+from unicoord_atlas.errors import ConfigError, DataError, UsageError
+from unicoord_atlas.jobs import amend_store, build_graph, check
+from unicoord_atlas.jobs.build_graph import BuildGraphOptions
+from unicoord_atlas.jobs.workdir import describe_input
+from unicoord_atlas.loaders import graph_pass, knn_pass
+from unicoord_atlas.loaders.graph_store import Neighbors
+from unicoord_atlas.loaders.row_file import RowFile
+from unicoord_atlas.loaders.store import open_store
+from unicoord_atlas.neighbors import knn
+from unicoord_atlas.neighbors.connectivities import membership
+from unicoord_atlas.neighbors.highly_variable import highly_variable
+
+CELLS, GENES = 500, 150
+SMALL = {"num_genes": 60, "num_pcs": 12, "k": 6}
+
+
+def clustered_counts(num_cells=CELLS, num_genes=GENES, seed=0):
+    """Poisson counts of five types; some cells are empty, the last genes are never seen."""
+    rng = np.random.default_rng(seed)
+    rates = rng.gamma(0.4, 2.0, (5, num_genes))
+    rates[:, -3:] = 0
+    dense = rng.poisson(rates[rng.integers(0, 5, num_cells)] * rng.uniform(0.5, 2, (num_cells, 1)))
+    dense[[3, 7]] = 0
+    return sp.csr_matrix(dense.astype(np.float64))
+
+
+def store_of(path, counts):
+    return write_store(path, counts, np.asarray(counts.sum(axis=1), np.float64).ravel())
+
+
+def log_normalized(store):
+    """The cells as scanpy would have them, from the store's own size factors; float64."""
+    rows = store.read_ranges(np.array([[0, store.n_obs]]))
+    counts = sp.csr_matrix((rows.data.astype(np.float64), rows.indices.astype(np.int32), rows.indptr))
+    counts.resize(store.n_obs, store.n_vars)
+    factors = store.size_factors
+    scales = np.divide(1e4, factors, out=np.ones(len(factors)), where=factors > 0)
+    return anndata.AnnData(sp.csr_matrix(sp.diags(scales) @ counts).log1p())
+
+
+def build(path, **options):
+    return build_graph.run(BuildGraphOptions(path, **{**SMALL, **options}))
+
+
+def graph_bytes(path):
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for part in ("obsm", "varm", "obsp", "uns")
+        for file in sorted((path / part).rglob("*"))
+        if file.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return store_of(tmp_path_factory.mktemp("plain") / "atlas.zarr", clustered_counts())
+
+
+@pytest.fixture(scope="module")
+def graphed(plain, tmp_path_factory):
+    path = tmp_path_factory.mktemp("graphed") / "atlas.zarr"
+    shutil.copytree(plain, path)
+    build(path)
+    return path
+
+
+@pytest.fixture
+def fresh(plain, tmp_path):
+    shutil.copytree(plain, tmp_path / "atlas.zarr")
+    return tmp_path / "atlas.zarr"
+
+
+@pytest.fixture(scope="module")
+def truth(graphed):
+    """What scanpy makes of the same cells."""
+    cells = log_normalized(open_store(graphed))
+    sc.pp.highly_variable_genes(cells, n_top_genes=SMALL["num_genes"])
+    sc.pp.pca(cells, n_comps=SMALL["num_pcs"], mask_var="highly_variable")
+    return cells
+
+
+@pytest.mark.parametrize("num_top", [10, 40, 400])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.filterwarnings("ignore:`n_top_genes` > number")
+def test_highly_variable_genes_are_those_of_scanpy(seed, num_top):
+    rng = np.random.default_rng(seed)
+    dense = rng.poisson(rng.gamma(0.2, 3.0, 300), (80, 300)).astype(np.float64)
+    dense[:, :2] = [0, 1e4]  # unseen; alone in its bin
+    dense[0, 1] = 2e4
+    cells = anndata.AnnData(np.log1p(dense))
+    measured = rng.random(300) < 0.8
+    measured[1] = True
+    part = cells[:, measured].copy()
+    sc.pp.highly_variable_genes(part, n_top_genes=num_top)
+    found = highly_variable(dense.mean(axis=0), dense.var(axis=0, ddof=1), measured, num_top)
+    assert found.tolist() == np.flatnonzero(measured)[part.var["highly_variable"]].tolist()
+
+
+def test_streamed_moments_choose_the_genes_of_scanpy(graphed, truth):
+    loadings = anndata.read_zarr(graphed).varm["PCs"]
+    assert (loadings != 0).any(axis=1).tolist() == truth.var["highly_variable"].tolist()
+
+
+def test_components_equal_those_of_scanpy(graphed, truth):
+    found = anndata.read_zarr(graphed)
+    np.testing.assert_allclose(found.uns["pca"]["variance"], truth.uns["pca"]["variance"], rtol=1e-5)
+    np.testing.assert_allclose(found.uns["pca"]["variance_ratio"], truth.uns["pca"]["variance_ratio"], rtol=1e-5)
+    overlap = found.varm["PCs"].T @ truth.varm["PCs"]
+    np.testing.assert_allclose(overlap, np.eye(SMALL["num_pcs"]), atol=1e-4)
+    np.testing.assert_allclose(found.obsm["X_pca"], truth.obsm["X_pca"], atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_graph_equals_that_of_scanpy(graphed, fresh, metric):
+    path = graphed if metric == "euclidean" else fresh
+    build(path, metric=metric)
+    found = anndata.read_zarr(path)
+    again = anndata.AnnData(np.zeros((CELLS, 1)), obsm={"X_pca": found.obsm["X_pca"].astype(np.float64)})
+    sc.pp.neighbors(again, n_neighbors=SMALL["k"] + 1, use_rep="X_pca", metric=metric, transformer="sklearn")
+    ours, theirs = found.obsp["distances"], again.obsp["distances"]
+    np.testing.assert_allclose(ours.toarray(), theirs.toarray(), rtol=1e-4, atol=1e-5)
+    weights = found.obsp["connectivities"]
+    assert abs(weights - weights.T).max() == 0
+    np.testing.assert_allclose(weights.toarray(), again.obsp["connectivities"].toarray(), atol=1e-4)
+    params = found.uns["neighbors"]["params"]
+    assert (int(params["n_neighbors"]), params["metric"], params["method"]) == (SMALL["k"] + 1, metric, "umap")
+
+
+def test_membership_is_umaps_formula():
+    rng = np.random.default_rng(0)
+    distances = np.sort(rng.gamma(2.0, 1.0, (20, 7)).astype(np.float32), axis=1)
+    distances[0, :3] = 0
+    distances[1] = 0
+    mean = float(distances.mean() * 7 / 8)
+    weights = membership(distances, mean)
+    for row, of_row in zip(distances.astype(float), weights, strict=True):
+        rho = min((d for d in row if d > 0), default=0.0)
+        if not row.any():
+            assert (of_row == 1).all()
+            continue
+        low, high = 0.0, 1e4
+        for _ in range(200):
+            sigma = (low + high) / 2
+            total = sum(np.exp(-max(d - rho, 0) / sigma) for d in row)
+            low, high = (low, sigma) if total > np.log2(8) else (sigma, high)
+        sigma = max(sigma, 1e-3 * sum(row) / 8)
+        np.testing.assert_allclose(of_row, [np.exp(-max(d - rho, 0) / sigma) for d in row], rtol=1e-3, atol=1e-5)
+
+
+def test_scanpy_goes_on_from_the_store(graphed):
+    cells = anndata.read_zarr(graphed)
+    sc.tl.diffmap(cells, n_comps=5)
+    assert np.isfinite(cells.obsm["X_diffmap"]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_umap_goes_on_from_the_store(graphed):
+    cells = anndata.read_zarr(graphed)
+    sc.tl.umap(cells)
+    assert np.isfinite(cells.obsm["X_umap"]).all()
+
+
+def test_lists_find_what_was_asked_for(fresh, monkeypatch):
+    pytest.importorskip("faiss")
+    exact = anndata.read_zarr(build_twin(fresh, fresh.parent / "exact.zarr"))
+    monkeypatch.setattr(knn, "MOST_COMPARISONS", 1000)
+    result = build(fresh, recall=0.9)
+    assert 0.88 <= result["recall"] <= 1
+    listed = anndata.read_zarr(fresh)
+    shared = (exact.obsp["distances"] > 0).multiply(listed.obsp["distances"] > 0).nnz
+    assert shared / exact.obsp["distances"].nnz == pytest.approx(result["recall"], abs=0.05)
+    complete = build(fresh, recall=1.0, replace=True)
+    assert complete["recall"] == 1
+    same = anndata.read_zarr(fresh).obsp["distances"]
+    np.testing.assert_allclose(same.toarray(), exact.obsp["distances"].toarray(), rtol=1e-5)
+
+
+def build_twin(path, to, **options):
+    shutil.copytree(path, to)
+    build(to, **options)
+    return to
+
+
+def test_neighbours_are_balanced_over_batches(fresh):
+    with pytest.raises(DataError, match="cells have no 'cell_type'"):
+        build(fresh, batch="cell_type")
+    points = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    batch = np.arange(40) % 3
+    task = as_task(fresh.parent, points, 2, [np.flatnonzero(batch == b) for b in range(3)])
+    found, distances = knn_pass._neighbors_of_piece(task, (0, 40))
+    for cell in range(40):
+        away = np.linalg.norm(points - points[cell], axis=1)
+        expected = []
+        for b in range(3):
+            others = [other for other in np.flatnonzero(batch == b) if other != cell]
+            expected += sorted(others, key=lambda other: away[other])[:2]
+        assert found[cell].tolist() == sorted(expected, key=lambda other: away[other])
+    assert (np.diff(distances, axis=1) >= 0).all()
+
+
+def as_task(folder, points, k, batches=None, **settings):
+    file = RowFile(folder / "points.f32", *points.shape, np.float32)
+    file.append(points)
+    return knn_pass.prepare_groups(file, batches, k, "euclidean", settings.get("recall", 0.9), 0)
+
+
+def test_batch_column_of_a_store(fresh):
+    result = build(fresh, batch="source", k=3)  # one source: the plain graph
+    assert result["k"] == 3
+    assert (np.diff(anndata.read_zarr(fresh).obsp["distances"].indptr) == 3).all()
+
+
+def test_twins_are_neighbours_at_distance_zero(tmp_path):
+    counts = clustered_counts(400).toarray()
+    counts[50:350] = counts[50]
+    path = store_of(tmp_path / "atlas.zarr", sp.csr_matrix(counts))
+    build(path)
+    found = anndata.read_zarr(path)
+    distances = found.obsp["distances"]
+    assert (np.diff(distances.indptr) == SMALL["k"]).all()
+    twins = distances[50:350]
+    assert np.allclose(twins.data, 0, atol=1e-4) and ((twins.indices >= 50) & (twins.indices < 350)).all()
+    assert not (twins.indices.reshape(300, -1) == np.arange(50, 350)[:, None]).any()
+    assert np.isfinite(found.obsp["connectivities"].data).all()
+
+
+def test_twins_in_lists(tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(knn, "MOST_COMPARISONS", 0)
+    points = np.random.default_rng(0).normal(size=(3000, 4)).astype(np.float32)
+    points[500:2500] = points[500]
+    task = as_task(tmp_path, points, 5, recall=0.95)
+    found, distances = knn_pass._neighbors_of_piece(task, (0, 3000))
+    assert (distances[500:2500] == 0).all() and (found != np.arange(3000)[:, None]).all()
+    assert knn_pass.measured_recall(task, 0) >= 0.93
+
+
+def test_fewer_genes_than_components(tmp_path):
+    path = store_of(tmp_path / "atlas.zarr", clustered_counts(60, 10))
+    assert build(path, num_pcs=50)["dims"] == 7  # three genes are never seen
+
+
+@pytest.mark.parametrize("options", [{"k": CELLS}, {"k": CELLS, "batch": "source"}])
+def test_as_many_neighbours_as_cells_are_refused(fresh, options):
+    with pytest.raises(ConfigError, match=f"k = {CELLS}: .* has {CELLS} cells.*set --k to at most {CELLS - 1}"):
+        build(fresh, **options)
+    build(fresh, k=CELLS - 1)
+
+
+def test_cells_all_alike_or_all_empty_are_refused(tmp_path):
+    alike = store_of(tmp_path / "alike.zarr", sp.csr_matrix(np.tile([1.0, 2, 3], (30, 1))))
+    with pytest.raises(DataError, match="none of the 3 genes that all sources measured varies"):
+        build(alike)
+    empty = store_of(tmp_path / "empty.zarr", sp.csr_matrix((30, 4)))
+    with pytest.raises(DataError, match="varies"):
+        build(empty)
+
+
+def test_given_table_is_used(fresh, tmp_path):
+    build(fresh)
+    before = anndata.read_zarr(fresh).obsm["X_pca"]
+    with pytest.raises(UsageError, match="obsm has no 'X_umap'"):
+        build(fresh, use_rep="X_umap", replace=True)
+    assert np.array_equal(anndata.read_zarr(fresh).obsm["X_pca"], before)
+
+
+def test_addition_leaves_the_store_what_it_was(plain, graphed):
+    check.run(graphed)
+    assert describe_input(graphed) == describe_input(plain)
+    assert open_store(graphed).fingerprint == open_store(plain).fingerprint
+    cells, before = anndata.read_zarr(graphed), anndata.read_zarr(plain)
+    assert np.array_equal(cells.X.toarray(), before.X.toarray()) and cells.obs.equals(before.obs)
+    assert not list(graphed.parent.glob(".*"))
+
+
+def test_same_graph_is_done_already_and_another_is_refused(graphed):
+    before = graph_bytes(graphed)
+    assert build(graphed)["already_done"]
+    with pytest.raises(DataError, match=r"another graph \(k differ\); say --replace"):
+        build(graphed, k=4)
+    assert graph_bytes(graphed) == before and not list(graphed.parent.glob(".*"))
+
+
+def test_replaced_graph_is_that_of_a_fresh_store(graphed, fresh):
+    build(fresh, k=4)
+    build(fresh, replace=True)
+    check.run(fresh)
+    assert graph_bytes(fresh) == graph_bytes(graphed)
+    assert describe_input(fresh) == describe_input(graphed)
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(graph_pass, "PIECE", 100)
+    monkeypatch.setattr(graph_pass.pieces, "__defaults__", (0, 100))
+    monkeypatch.setattr(graph_pass, "_PIECES_PER_SAVE", 2)
+    monkeypatch.setattr(knn_pass, "_QUERIES", 90)
+
+
+@pytest.mark.parametrize("step", [2, 7, 12, 17])
+def test_killed_pass_goes_on(fresh, tmp_path, monkeypatch, step):
+    small_pieces(monkeypatch)
+    expected = graph_bytes(build_twin(fresh, tmp_path / "twin.zarr"))
+    calls = []
+
+    def counted(function, items, threads):
+        for item in items:
+            calls.append(item)
+            if len(calls) == step:
+                raise Killed
+            yield function(item)
+
+    monkeypatch.setattr(build_graph, "in_order", counted)
+    with pytest.raises(Killed):
+        build(fresh)
+    open_store(fresh)
+    build(fresh)
+    assert len(calls) <= step + 21 - 2 * (
+        (step - 1) // 5 > 0
+    )  # 3 passes of 5 pieces, then 6 of queries: none whole twice
+    assert graph_bytes(fresh) == expected
+
+
+@pytest.mark.parametrize("move", [0, 1, 2, 3, 4, 7, 10, 11, 12])
+def test_killed_replacement_is_completed(fresh, graphed, monkeypatch, move):
+    shutil.rmtree(fresh)
+    shutil.copytree(graphed, fresh)
+    build(fresh, k=4, replace=True)
+    calls = []
+
+    def dying(function):
+        def act(*args):
+            if calls.append(args) or len(calls) == move + 1:
+                raise Killed
+            return function(*args)
+
+        return act
+
+    with monkeypatch.context() as patch:
+        real = amend_store._take_out
+
+        def take_out(*args):
+            patch.setattr(Path, "rename", dying(Path.rename))
+            patch.setattr(Path, "replace", dying(Path.replace))
+            real(*args)
+
+        patch.setattr(amend_store, "_take_out", take_out)
+        try:
+            build(fresh, replace=True)
+        except Killed:
+            pass
+    build(fresh, replace=True)
+    check.run(fresh)
+    assert graph_bytes(fresh) == graph_bytes(graphed)
+
+
+@pytest.mark.slow
+def test_dask_makes_the_same_graph(graphed, fresh):
+    pytest.importorskip("distributed")
+    build(fresh, dask="local:2")
+    assert graph_bytes(fresh) == graph_bytes(graphed)
+    with pytest.raises(UsageError, match="local:N"):
+        build(fresh, k=4, replace=True, dask="local:many")
+
+
+def test_neighbours_of_any_rows(graphed):
+    distances = anndata.read_zarr(graphed).obsp["distances"]
+    rows = np.array([7, 499, 0, 7, 3])
+    indptr, indices = Neighbors(open_store(graphed)).of(rows)
+    expected = distances[rows]
+    assert indptr.tolist() == expected.indptr.tolist() and indices.tolist() == expected.indices.tolist()
+    assert Neighbors(open_store(graphed)).of(np.arange(0))[0].tolist() == [0]
+
+
+def test_graph_of_other_cells_is_refused(graphed, plain, tmp_path):
+    with pytest.raises(UsageError, match="has no graph of neighbours; make one with"):
+        Neighbors(open_store(plain))
+    path = tmp_path / "atlas.zarr"
+    shutil.copytree(graphed, path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    name = next(name for name in manifest["files"] if name.startswith("obs/_index/c"))
+    manifest["files"][name]["crc32c"] = "00000000"  # as if the cells had been named anew
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="made of other cells or of an older state"):
+        Neighbors(open_store(path))
+    with pytest.raises(DataError, match=r"cells differ\); say --replace"):
+        build(path)

@@ -1,0 +1,224 @@
+"""Nearest neighbours of points: by comparing all where there are few, by inverted lists (faiss) where there are many.
+
+Both only propose candidates; distances are then computed directly, so that twins are at distance 0 and the order is
+right to the last bit.  Shapes: m queries, n points, d dimensions, c candidates, k neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from unicoord_atlas.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+Metric = Literal["euclidean", "cosine"]
+
+MOST_COMPARISONS = 1_000_000_000
+"""All are compared up to so many pairs: 31,600 cells with each other."""
+_SPARE = 8
+"""Candidates beyond k: those that rounding would put just outside."""
+_TILE_FLOATS = 1 << 23
+_LISTS_PER_ROOT = 2.0
+_POINTS_PER_LIST = 64
+_PROBES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)
+
+
+class Search(Protocol):
+    """Proposes candidates among points that it knows."""
+
+    def candidates(self, queries_md: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """(m, count) indices of points, about the nearest, in any order; -1 where there are no more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ExactSearch:
+    """Compares a query with every point."""
+
+    points_nd: NDArray[np.float32]
+
+    def candidates(self, queries_md: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """The nearest, but for rounding."""
+        num_points = len(self.points_nd)
+        count = min(count, num_points)
+        half_norms_n = 0.5 * np.einsum("nd,nd->n", self.points_nd, self.points_nd)
+        found = np.empty((len(queries_md), count), np.int64)
+        rows = max(_TILE_FLOATS // num_points, 1)
+        for start in range(0, len(queries_md), rows):
+            nearness = half_norms_n - queries_md[start : start + rows] @ self.points_nd.T
+            found[start : start + rows] = np.argpartition(nearness, count - 1, axis=1)[:, :count]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class FlatSearch:
+    """Compares a query with every point, by faiss: the same as `ExactSearch`, faster where points are many."""
+
+    points_nd: NDArray[np.float32]
+
+    def candidates(self, queries_md: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """The nearest, but for rounding."""
+        found: NDArray[np.int64] = import_faiss().knn(queries_md, self.points_nd, count)[1]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class ListSearch:
+    """Compares a query with the points of the lists whose centres are nearest (faiss IVF)."""
+
+    index: Any
+    probes: int
+
+    def candidates(self, queries_md: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """Those of the nearest lists."""
+        self.index.nprobe = self.probes
+        found: NDArray[np.int64] = self.index.search(queries_md, count)[1]
+        return found
+
+
+def needs_lists(num_queries: int, num_points: int) -> bool:
+    """Whether comparing all pairs would take too long."""
+    return num_queries * num_points > MOST_COMPARISONS
+
+
+def import_faiss() -> Any:
+    """The module; ConfigError if it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        raise ConfigError(
+            "so many cells need faiss, which is not installed: pip install 'unicoord-atlas[graph]'"
+        ) from None
+    return faiss
+
+
+def build_lists(points_nd: NDArray[np.float32], seed: int) -> Any:
+    """A faiss index of the points in some 2 sqrt(n) lists, the centres found by k-means on a sample."""
+    faiss = import_faiss()
+    num_points, num_dims = points_nd.shape
+    num_lists = max(int(_LISTS_PER_ROOT * num_points**0.5), 1)
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(num_points, min(num_points, num_lists * _POINTS_PER_LIST), replace=False))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(num_dims), num_dims, num_lists)
+    index.cp.niter, index.cp.seed, index.cp.min_points_per_centroid = 8, seed + 1, 1
+    index.train(np.ascontiguousarray(points_nd[chosen]))
+    for start in range(0, num_points, 1 << 16):
+        index.add(np.ascontiguousarray(points_nd[start : start + (1 << 16)]))
+    return index
+
+
+def save_lists(index: Any, path: Path) -> None:
+    """Write an index; it appears under its name whole."""
+    partial = path.with_suffix(".partial")
+    import_faiss().write_index(index, str(partial))
+    partial.replace(path)
+
+
+def load_lists(path: Path) -> Any:
+    """Read an index, mapped into memory: processes share it."""
+    faiss = import_faiss()
+    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+
+
+def limit_threads(threads: int) -> None:
+    """Threads of one search by lists."""
+    import_faiss().omp_set_num_threads(threads)
+
+
+def nearest(
+    points_nd: NDArray[np.float32],
+    queries_m: NDArray[np.int64],
+    members_n: NDArray[np.int64] | None,
+    search: Search,
+    k: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(m, k) neighbours of some of the points and their Euclidean distances, nearest first, itself left out.
+
+    Parameters
+    ----------
+    points_nd
+        All points.
+    queries_m
+        Rows of the points that are asked for.
+    members_n
+        The points that may be neighbours, which `search` counts from 0; None if they are all.
+    """
+    queries_md = np.ascontiguousarray(points_nd[queries_m])
+    num_members = len(points_nd) if members_n is None else len(members_n)
+    found_mc = search.candidates(queries_md, min(k + 1 + _SPARE, num_members))
+    short = (found_mc < 0).sum(axis=1) > found_mc.shape[1] - k - 1
+    if short.any():  # lists so small that a query's hold too few points
+        inside = points_nd if members_n is None else points_nd[members_n]
+        found_mc[short] = ExactSearch(np.ascontiguousarray(inside)).candidates(queries_md[short], found_mc.shape[1])
+    missing_mc = found_mc < 0
+    rows_mc = found_mc if members_n is None else members_n[found_mc]
+    distances_mc = direct_distances(points_nd, queries_md, np.where(missing_mc, 0, rows_mc))
+    distances_mc[missing_mc | (rows_mc == queries_m[:, None])] = np.inf
+    order = np.lexsort((rows_mc, distances_mc), axis=1)[:, :k]
+    return np.take_along_axis(rows_mc, order, axis=1), np.take_along_axis(distances_mc, order, axis=1)
+
+
+def direct_distances(
+    points_nd: NDArray[np.float32], queries_md: NDArray[np.float32], rows_mc: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """(m, c) Euclidean distances of each query to its own points."""
+    distances_mc = np.empty(rows_mc.shape, np.float32)
+    step = max(_TILE_FLOATS // (rows_mc.shape[1] * points_nd.shape[1]), 1)
+    for start in range(0, len(rows_mc), step):
+        part = slice(start, start + step)
+        away_mcd = points_nd[rows_mc[part]]
+        away_mcd -= queries_md[part, None]
+        distances_mc[part] = np.sqrt(np.einsum("mcd,mcd->mc", away_mcd, away_mcd))
+    return distances_mc
+
+
+def recall(found_mk: NDArray[np.float32], true_mk: NDArray[np.float32]) -> float:
+    """Share of the neighbours found that are no farther than the truly k-th nearest: among twins any will do."""
+    return float((found_mk <= true_mk[:, -1:] * (1 + 1e-6)).mean())
+
+
+def true_distances(
+    points_nd: NDArray[np.float32], queries_m: NDArray[np.int64], members_n: NDArray[np.int64] | None, k: int
+) -> NDArray[np.float32]:
+    """(m, k) distances to the true neighbours, by comparing each query with every point."""
+    inside_nd = points_nd if members_n is None else points_nd[members_n]
+    return nearest(points_nd, queries_m, members_n, FlatSearch(np.ascontiguousarray(inside_nd)), k)[1]
+
+
+def choose_probes(
+    points_nd: NDArray[np.float32],
+    queries_m: NDArray[np.int64],
+    members_n: NDArray[np.int64] | None,
+    index: Any,
+    k: int,
+    wanted: float,
+) -> int:
+    """The fewest lists to look into for the recall that is wanted, on some queries.
+
+    Raises
+    ------
+    DataError
+        If not even all lists are enough, which only a wanted recall above 1 can bring about.
+    """
+    truth_mk = true_distances(points_nd, queries_m, members_n, k)
+    num_lists = int(index.nlist)
+    for probes in (*(p for p in _PROBES if p < num_lists), num_lists):
+        found_mk = nearest(points_nd, queries_m, members_n, ListSearch(index, probes), k)[1]
+        if recall(found_mk, truth_mk) >= wanted:
+            return probes
+    raise DataError(f"a recall of {wanted} cannot be reached by looking into all {num_lists} lists")
+
+
+def unit_rows(points_nd: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Points of length 1, whose Euclidean neighbours are the cosine neighbours; one of length 0 stays."""
+    lengths_n1 = np.sqrt(np.einsum("nd,nd->n", points_nd, points_nd))[:, None]
+    lengths_n1[lengths_n1 == 0] = 1
+    units_nd: NDArray[np.float32] = np.divide(points_nd, lengths_n1, dtype=np.float32)
+    return units_nd
