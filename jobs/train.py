@@ -16,9 +16,7 @@ import torch
 
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.graph_pass import moments_of_amounts
-from unicoord_atlas.loaders.graph_store import Neighbors
 from unicoord_atlas.loaders.in_order import in_order
-from unicoord_atlas.loaders.neighbor_stream import NeighborSettings, NeighborStream
 from unicoord_atlas.loaders.plan import ALONE, Partition
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
@@ -37,12 +35,15 @@ from unicoord_atlas.training.ranks import make_accelerator
 from unicoord_atlas.training.run import Training
 from unicoord_atlas.training.signals import Stopped
 
+from .diffusion import graph_of, latent_table, with_neighbors
 from .workdir import finished_directory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from unicoord_atlas.config import RunConfig
+    from unicoord_atlas.training.latent_table import LatentTable
+    from unicoord_atlas.training.run import BatchStream
 
 VALIDATION_BATCH = 1024
 
@@ -189,6 +190,7 @@ def _flat(config: RunConfig) -> dict[str, str]:
 
 def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, accelerator: Accelerator) -> Training:
     config = options.config
+    graph = graph_of(store, config, prepared.latent)
     partition = Partition(accelerator.process_index, accelerator.num_processes)
     batch_size = even_batch_size(len(prepared.training_rows), config.train.batch_size)
     training = CellStream(
@@ -213,16 +215,23 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
     accelerator.wait_for_everyone()
     model.compute_dtype = _precision(options, accelerator.device)
     epochs = num_epochs(config, len(prepared.training_rows))
+    table: LatentTable | None = None
+    stream: BatchStream = training
+    if graph is not None:
+        table = latent_table(options.out, store.n_obs, model, _in_order(store, prepared, prepared.training_rows))
+        stream = with_neighbors(training, store, prepared, graph, table, config)
+        accelerator.wait_for_everyone()  # no rank may fill the table while another trains on it
     return Training(
         model,
         build_objective(config, model, prepared, accelerator.device),
-        training,
+        stream,
         _in_order(store, prepared, prepared.validation_rows, partition) if len(prepared.validation_rows) else None,
         config.train,
         epochs,
         epochs * (len(training) // config.train.accumulate_steps),
         options.out,
         accelerator,
+        table,
     )
 
 

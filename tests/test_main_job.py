@@ -1,6 +1,7 @@
 """The main job on a small made-up atlas, by the functions that the commands call."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import scipy.sparse as sp
 from cells import counts_of_types
 
 from unicoord_atlas.config import RunConfig
-from unicoord_atlas.errors import ConfigError, DataError, UsageError
-from unicoord_atlas.jobs import export_latents, export_reference, generate, ingest, map_query, train
+from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.jobs import build_graph, export_latents, export_reference, generate, ingest, map_query, train
 from unicoord_atlas.jobs.demo import recover_counts
 from unicoord_atlas.reference import ReferenceModel
+from unicoord_atlas.training import loop
 from unicoord_atlas.training.metrics import read_metrics
 
 SETTINGS = [
@@ -31,6 +33,7 @@ SETTINGS = [
     "train.warmup_steps=0",
     "train.precision=fp32",
 ]
+DIFFUSION = ["latent.unsupervised_continuous=4", "latent.diffusion=2"]
 
 
 def write_cells(path: Path, seed: int, num_cells: int = 800) -> anndata.AnnData:
@@ -204,8 +207,6 @@ def test_generate_lists_what_can_be_set(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["config.json", "schema.json", "normalization.safetensors", "model.safetensors"])
 def test_a_damaged_reference_is_refused_by_name(folder, tmp_path, name):
-    import shutil
-
     shutil.copytree(folder / "reference", tmp_path / "reference")
     path = tmp_path / "reference" / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -213,9 +214,50 @@ def test_a_damaged_reference_is_refused_by_name(folder, tmp_path, name):
         ReferenceModel.load(tmp_path / "reference")
 
 
-def test_what_is_not_there_yet_is_said(folder, tmp_path):
-    with pytest.raises(ConfigError, match=r"latent\.diffusion = 2"):
-        train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / "run", config("latent.diffusion=2")))
+def test_the_diffusion_loss_needs_a_graph(folder, tmp_path):
+    with pytest.raises(UsageError, match="unicoord-atlas build-graph"):
+        train.run(
+            train.TrainOptions(
+                folder / "atlas.zarr",
+                tmp_path / "run",
+                config("latent.unsupervised_continuous=4", "latent.diffusion=2"),
+            )
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_with_the_diffusion_loss_goes_on_to_the_bit(folder, tmp_path, monkeypatch):
+    """Interrupted in an epoch, it remembers its neighbours as an undisturbed run does."""
+    atlas = tmp_path / "atlas.zarr"
+    shutil.copytree(folder / "atlas.zarr", atlas)
+    build_graph.run(build_graph.BuildGraphOptions(atlas, k=8, num_pcs=5))
+    settings = config(
+        "latent.unsupervised_continuous=4",
+        "latent.diffusion=2",
+        "train.epochs=3",
+        "train.checkpoint_every_steps=3",
+        "train.precision=fp32",
+    )
+    train.run(train.TrainOptions(atlas, tmp_path / "undisturbed", settings))
+    real, steps = loop._step, []
+
+    def stopping(*given):
+        steps.append(None)
+        if len(steps) == 8:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(loop, "_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(train.TrainOptions(atlas, tmp_path / "stopped", settings))
+    monkeypatch.setattr(loop, "_step", real)
+    train.run(train.TrainOptions(atlas, tmp_path / "stopped", settings))
+    runs = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("undisturbed", "stopped")]
+    assert [entry["diffusion"] for entry in runs[0]] == [entry["diffusion"] for entry in runs[1]]
+    assert runs[0][-1]["diffusion"] > 0
+    assert runs[0][-1]["diffusion_rows_read"] > 0
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("undisturbed", "stopped")]
+    assert weights[0] == weights[1]
 
 
 def test_missing_labels_of_a_whole_column_are_refused(folder, tmp_path):

@@ -81,7 +81,7 @@ class LossConfig(_Section):
     )
     diffusion_live: Size = Field(4, description="neighbours of each that are encoded with gradient, others remembered")
     clustering: Weight = 0.0
-    class_weights: Literal["none", "sqrt", "balanced"] = Field("sqrt", description="* none | sqrt | balanced")
+    class_weights: Literal["none", "sqrt", "balanced"] = Field("none", description="none | sqrt | balanced")
     per_gene: bool = Field(False, description="released: the total is divided by the number of genes")
 
 
@@ -219,7 +219,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "paper": {
         "data": {"mask_unmeasured": False, "min_cells": 0},
         "latent": {"standardize": False},
-        "loss": {"beta": 1.0, "beta_warmup_steps": 0, "class_weights": "none"},
+        "loss": {"beta": 1.0, "beta_warmup_steps": 0},
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
         "model": {"output_bias": "default", "relu_gradient": "y", "encoder_min_cells": 0},
         "train": {
@@ -236,7 +236,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
             "beta": 30.0,
             "beta_warmup_steps": 0,
             "capacity_nats": 5.0,
-            "class_weights": "none",
             "diffusion": 0.001,
             "clustering": 0.001,
             "per_gene": True,

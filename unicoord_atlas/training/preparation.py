@@ -42,6 +42,12 @@ class Preparation:
     facts: LabelFacts
     hierarchies: tuple[Hierarchy, ...]
 
+    def trained(self) -> NDArray[np.bool_]:
+        """(N,) whether each cell of the store is a training cell."""
+        chosen = np.zeros(len(self.columns.sources), np.bool_)
+        chosen[self.training_rows] = True
+        return chosen
+
 
 def prepare(
     config: RunConfig,
