@@ -17,13 +17,12 @@ if TYPE_CHECKING:
     from unicoord_atlas.loaders.store import CellStore
     from unicoord_atlas.loaders.stream import CellStream
     from unicoord_atlas.model.joint_vae import JointVAE
-    from unicoord_atlas.model.latent import LatentSpec
     from unicoord_atlas.training.preparation import Preparation
 
 
-def graph_of(store: CellStore, config: RunConfig, latent: LatentSpec) -> Neighbors | None:
+def graph_of(store: CellStore, config: RunConfig) -> Neighbors | None:
     """The atlas's graph, where the diffusion loss is on; UsageError if the atlas has none."""
-    return Neighbors(store) if config.loss.diffusion > 0 and latent.num_diffusion else None
+    return Neighbors(store) if config.needs_graph else None
 
 
 def latent_table(out: Path, num_cells: int, model: JointVAE, batches: Iterable[MiniBatch]) -> LatentTable:

@@ -11,7 +11,7 @@ import anndata
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.reference import ReferenceModel
 
-from . import ingest, train
+from . import build_graph, ingest, train
 from .export_reference import model_of_run
 
 if TYPE_CHECKING:
@@ -62,5 +62,7 @@ def fit(
                 [str(folder / "cells.h5ad")], folder / "atlas.zarr", labels=list(discrete), layer=layer, input=input
             )
         )
+        if config.needs_graph:
+            build_graph.run(build_graph.BuildGraphOptions(folder / "atlas.zarr"))
         train.run(train.TrainOptions(folder / "atlas.zarr", folder / "run", config))
         return ReferenceModel.load(model_of_run(folder / "run"))

@@ -190,7 +190,7 @@ def _flat(config: RunConfig) -> dict[str, str]:
 
 def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, accelerator: Accelerator) -> Training:
     config = options.config
-    graph = graph_of(store, config, prepared.latent)
+    graph = graph_of(store, config)
     partition = Partition(accelerator.process_index, accelerator.num_processes)
     batch_size = even_batch_size(len(prepared.training_rows), config.train.batch_size)
     training = CellStream(

@@ -175,6 +175,18 @@ class RunConfig(_Section):
     train: TrainConfig = TrainConfig()
     stream: StreamConfig = StreamConfig()
 
+    @property
+    def num_diffusion(self) -> int:
+        """Dimensions that the diffusion loss is taken on; 0 where it is off."""
+        if self.loss.diffusion_on == "unsupervised" and self.loss.diffusion > 0:
+            return self.latent.unsupervised_continuous
+        return self.latent.diffusion
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether the diffusion loss is on."""
+        return self.loss.diffusion > 0 and self.num_diffusion > 0
+
     @classmethod
     def load(cls, path: Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
         """Read a TOML file (or none) and apply ``a.b=c`` overrides, their values TOML; ConfigError names the key."""

@@ -158,9 +158,7 @@ def _latent_spec(
         ContinuousLatent(name=f"unsupervised_{number}", supervised=False)
         for number in range(config.latent.unsupervised_continuous)
     ]
-    everywhere = config.loss.diffusion_on == "unsupervised" and config.loss.diffusion > 0
-    num_diffusion = config.latent.unsupervised_continuous if everywhere else config.latent.diffusion
-    return LatentSpec(discrete=tuple(discrete), continuous=tuple(continuous), num_diffusion=num_diffusion)
+    return LatentSpec(discrete=tuple(discrete), continuous=tuple(continuous), num_diffusion=config.num_diffusion)
 
 
 def _source_codes(schema: AtlasSchema, obs: pd.DataFrame) -> NDArray[np.int32]:
