@@ -22,7 +22,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Learn a coordinate system of cells from whole atlases; map, annotate and generate cells with it.",
     epilog="Typical order: ingest, build-graph, train, export-latents, export-reference, map-query.  "
-    "Exit codes: 0 done, 64 usage, 65 bad data, 78 bad config, 130/143 interrupted/terminated, 1 anything else.",
+    "Exit codes: 0 done, 64 usage, 65 bad data, 78 bad config, 75 lost another process, "
+    "130/143 interrupted/terminated, 1 anything else.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
@@ -31,7 +32,7 @@ Out = Annotated[Path, typer.Option(help="What to write; it appears under this na
 
 def _finish(result: dict[str, Any], as_json: bool) -> None:
     """Print the result as JSON, or say on stderr what was written."""
-    if as_json:
+    if as_json and result:  # of several processes only the main one has a result
         print(json.dumps(result))
         return
     for key in ("run", "latents", "reference", "mapped", "generated"):
@@ -213,6 +214,26 @@ def train(
     from .train import TrainOptions, run
 
     _finish(run(TrainOptions(store, out, settings)), as_json)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+def launch(
+    context: typer.Context,
+    processes: Annotated[int, typer.Option(help="Processes on this node; they share its cores.")] = 1,
+    nnodes: Annotated[int, typer.Option(help="Nodes; each runs this same command.")] = 1,
+    rdzv_endpoint: Annotated[str, typer.Option(help="Where the nodes meet: one of them.", metavar="HOST:PORT")] = "",
+    rdzv_id: Annotated[str, typer.Option(help="Tells jobs at one endpoint apart.")] = "unicoord-atlas",
+    local_addr: Annotated[str | None, typer.Option(help="This node's address, if its name is not known.")] = None,
+) -> None:
+    """Run a command on several processes: launch --processes 2 train atlas.zarr --out run.
+
+    Cells are dealt to the processes; the batch size is that of all together.  RUN must lie where all of them see it.
+    """
+    from .launch import LaunchOptions, run
+
+    raise SystemExit(run(LaunchOptions(context.args, processes, nnodes, rdzv_endpoint, rdzv_id, local_addr)))
 
 
 @app.command("export-latents")

@@ -180,7 +180,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
     try:
-        return dict(load_file(path, device=str(device)))
+        return dict(load_file(path, device="cpu" if device.type == "cpu" else str(device)))  # not cpu:0
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
 

@@ -22,7 +22,7 @@ def estimate(run: Training, window_bytes: int) -> str:
     minutes = seconds * steps / 60
     line = f"about {minutes:.0f} min" if minutes >= 1.5 else f"about {seconds * steps:.0f} s"
     dtype = str(run.model.compute_dtype).removeprefix("torch.")
-    line += f" on {run.accelerator.device} in {dtype} for {run.num_epochs} epochs"
+    line += f" on {run.accelerator.device.type} in {dtype} for {run.num_epochs} epochs"
     line += f" of {len(run.training):,} steps; {(weights + window_bytes) / 2**30:.1f} GiB of memory"
     if minutes > 10:
         line += "; fewer --epochs, data.max_cells or data.genes = 'highly_variable' would shorten it"

@@ -17,7 +17,7 @@ from .averaging import AveragedWeights
 from .checkpoint import Parts, Progress, load_checkpoint, save_checkpoint
 from .metrics import RunningMeans, append_metrics, drop_metrics_after, require_finite, require_finite_weights
 from .optimizer import learning_rate, make_optimizer
-from .ranks import agreed_step, peers_named
+from .ranks import agreed_step, peers_named, wrap_for_ranks
 from .run import EpochClock, Training
 from .signals import Stopped, noted_signals
 from .validation import validate
@@ -59,7 +59,7 @@ def run_training(run: Training) -> Progress:
         If a loss on any rank is not finite, or a checkpoint cannot be written.
     """
     optimizer = make_optimizer(run.model, run.config)
-    wrapped, prepared = run.accelerator.prepare(run.model, optimizer)
+    wrapped, prepared = wrap_for_ranks(run.accelerator, run.model, optimizer)
     parts = Parts(run.model, optimizer, AveragedWeights(run.model) if run.config.average else None, run.table)
     progress = load_checkpoint(run.folder / "checkpoints", parts, run.accelerator.device) or Progress()
     if progress.finished:

@@ -6,19 +6,22 @@ Each decision is taken on numbers that are the same on all ranks, so that none g
 from __future__ import annotations
 
 import signal
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
-from torch import Tensor
+from torch import Tensor, nn
 
 from unicoord_atlas.errors import ConfigError, UnicoordError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from accelerate.optimizer import AcceleratedOptimizer
 
     from unicoord_atlas.config import TrainConfig
 
@@ -37,12 +40,23 @@ def make_accelerator(config: TrainConfig, device: torch.device, folder: Path) ->
     try:
         return Accelerator(
             cpu=device.type == "cpu",
-            log_with=list(config.trackers),
+            log_with=list(config.trackers) or None,
             project_dir=folder,
             kwargs_handlers=[wrapping],
         )
     except ValueError as error:
         raise ConfigError(f"train.trackers = {list(config.trackers)}: {error}") from error
+
+
+def wrap_for_ranks(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """The model and the optimizer as they are called; with several ranks all start from the first one's weights."""
+    with warnings.catch_warnings():
+        # Its successor is not known to accelerate yet.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        wrapped, prepared = accelerator.prepare(model, optimizer)
+    return wrapped, prepared
 
 
 def sums_over_ranks(accelerator: Accelerator, values: Sequence[Tensor | float]) -> list[float]:

@@ -37,7 +37,7 @@ def validate(run: Training) -> dict[str, float]:
         terms = run.objective(output, counted, step=_WARMED_UP).terms
         means.add({"loss": torch.stack(list(terms.values())).sum(), **terms}, cells)
         for name, hits, labelled in accuracy_counts(run.model, output, on_device):
-            means.add({f"accuracy_{name}": hits / labelled.clamp(min=1)}, labelled)
+            means.add({f"accuracy_{name}": hits.double() / labelled.clamp(min=1)}, labelled)
     return {f"validation_{name}": value for name, value in means.over_ranks(run.accelerator).items()}
 
 
