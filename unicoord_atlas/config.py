@@ -130,7 +130,7 @@ class TrainConfig(_Section):
     )
     warmup_steps: Count = Field(200, description="* at most a tenth of the run")
     clip_norm: Weight = Field(0.0, description="0 = off; gradients are sums over genes, their norms 50 to 200")
-    gradient_compression: Literal["none", "bf16"] = Field("none", description="what processes send each other")
+    gradient_compression: Literal["none", "bf16"] = Field("none", description="between GPUs")
     average: bool = Field(True, description="* validate and export a running average of the later weights")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto = bf16 where the hardware multiplies it faster"

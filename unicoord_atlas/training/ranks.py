@@ -33,7 +33,17 @@ class PeersLost(UnicoordError):
 
 
 def make_accelerator(config: TrainConfig, device: torch.device, folder: Path) -> Accelerator:
-    """The processes of this run, as torchrun's environment says, and where its trackers write."""
+    """The processes of this run, as torchrun's environment says, and where its trackers write.
+
+    Raises
+    ------
+    ConfigError
+        If a tracker is unknown, or gradients are to be compressed where torch cannot: it does so between GPUs only.
+    """
+    if config.gradient_compression != "none" and device.type == "cpu":
+        raise ConfigError(
+            f"train.gradient_compression = {config.gradient_compression!r} works between GPUs only; set it to 'none'"
+        )
     hook = DDPCommunicationHookType.BF16 if config.gradient_compression == "bf16" else DDPCommunicationHookType.NO
     # Buffers are facts of the atlas that never change: they need no broadcast in each step.
     wrapping = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, comm_hook=hook)
