@@ -1,8 +1,8 @@
 """Stretches of one-dimensional arrays of an input file, decoded chunk by chunk, from many threads at once.
 
-h5py decompresses under one lock for the whole process.  The chunks of arrays that are plain or gzipped (with or
-without shuffle: what AnnData and CellRanger write) are therefore taken as they lie and inflated here, where zlib
-lets other threads run.  Whatever else a file uses goes through h5py or zarr itself.
+h5py reads and decompresses under one lock for the whole process.  Plain arrays are therefore read from the file's
+bytes, and the chunks of gzipped ones (with or without shuffle: what AnnData and CellRanger write) are taken as they
+lie and inflated here, where zlib lets other threads run.  Whatever else a file uses goes through h5py or zarr itself.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _DEFLATE, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
-_INFLATABLE = ((), (_DEFLATE,), (_SHUFFLE, _DEFLATE))
+_INFLATABLE = ((_DEFLATE,), (_SHUFFLE, _DEFLATE))
 _LARGE_CHUNK = 1 << 20
-"""Bytes from which a decoded chunk is kept: neighbouring reads share it and decoding it again would cost."""
-_KEPT_CHUNKS = 2
+"""Bytes from which a chunk that h5py or zarr decodes is kept; one that is inflated is kept always: neighbouring reads
+share it and decoding it again would cost."""
+_KEPT_CHUNKS = 4
 
 
 class Stretch(Protocol):
@@ -49,7 +50,6 @@ class ChunkedStretch:
         self._inflate = _inflates(array) if isinstance(array, h5py.Dataset) else None
         large = self._chunk_size * self.dtype.itemsize >= _LARGE_CHUNK
         self._by_chunk = self._chunk_size > 0 and (large or self._inflate is not None)
-        self._capacity = _KEPT_CHUNKS if large else 0
         self._kept: OrderedDict[int, NDArray[Any]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -74,11 +74,10 @@ class ChunkedStretch:
                 self._kept.move_to_end(number)
                 return self._kept[number]
         chunk = self._decode(number)
-        if self._capacity:
-            with self._lock:
-                self._kept[number] = chunk
-                while len(self._kept) > self._capacity:
-                    self._kept.popitem(last=False)
+        with self._lock:
+            self._kept[number] = chunk
+            while len(self._kept) > _KEPT_CHUNKS:
+                self._kept.popitem(last=False)
         return chunk
 
     def _decode(self, number: int) -> NDArray[Any]:
@@ -97,19 +96,78 @@ def _inflates(dataset: h5py.Dataset) -> tuple[int, ...] | None:
     """The filters of a dataset whose chunks `inflate_chunk` understands, else None."""
     if not dataset.chunks or dataset.dtype.kind not in "iufb":
         return None
-    created = dataset.id.get_create_plist()
-    filters = tuple(created.get_filter(i)[0] for i in range(created.get_nfilters()))
+    filters = _filters(dataset)
     return filters if filters in _INFLATABLE else None
+
+
+def _filters(dataset: h5py.Dataset) -> tuple[int, ...]:
+    created = dataset.id.get_create_plist()
+    return tuple(created.get_filter(i)[0] for i in range(created.get_nfilters()))
 
 
 def inflate_chunk(raw: bytes, filters: tuple[int, ...], dtype: np.dtype[Any], size: int) -> NDArray[Any]:
     """Undo the filters of one HDF5 chunk of `size` elements."""
-    if _DEFLATE in filters:
-        raw = zlib.decompress(raw, bufsize=size * dtype.itemsize)
+    raw = zlib.decompress(raw, bufsize=size * dtype.itemsize)
     if _SHUFFLE in filters:
         planes = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, size)
         return np.ascontiguousarray(planes.T).view(dtype).reshape(size)
     return np.frombuffer(raw, dtype, count=size)
+
+
+class PlainStretch:
+    """A one-dimensional h5py dataset without filters, read past HDF5 from the bytes of its file."""
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self._dataset = dataset
+        self.dtype: np.dtype[Any] = dataset.dtype
+        self._chunk_size: int = dataset.chunks[0] if dataset.chunks else max(1, dataset.shape[0])
+        self._descriptor = os.open(dataset.file.filename, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __len__(self) -> int:
+        """Number of elements."""
+        return int(self._dataset.shape[0])
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Elements start to stop."""
+        out = np.empty(max(0, stop - start), self.dtype)
+        while start < stop:
+            number, skip = divmod(start, self._chunk_size)
+            part = out[len(out) - (stop - start) :][: self._chunk_size - skip]
+            offset = self._offset(number * self._chunk_size)
+            if offset is None:  # never written: HDF5 fills it in
+                part[:] = self._dataset[start : start + len(part)]
+            else:
+                read_exactly(self._descriptor, part, offset + skip * self.dtype.itemsize)
+            start += len(part)
+        return out
+
+    def _offset(self, first: int) -> int | None:
+        if not self._dataset.chunks:
+            contiguous: int | None = self._dataset.id.get_offset()
+            return contiguous
+        chunked: int | None = self._dataset.id.get_chunk_info_by_coord((first,)).byte_offset
+        return chunked
+
+
+def read_exactly(descriptor: int, out: NDArray[Any], offset: int) -> None:
+    """Fill an array from a file; OSError if the file ends before."""
+    left = memoryview(out.view(np.uint8).data)
+    while left:
+        count = os.preadv(descriptor, [left], offset)
+        if count == 0:
+            raise OSError(f"the file ends {len(left)} bytes before the end of the values")
+        left, offset = left[count:], offset + count
+
+
+def open_stretch(array: Any) -> Stretch:
+    """A one-dimensional h5py dataset or zarr array, by the fastest way that can read it."""
+    if isinstance(array, h5py.Dataset) and array.dtype.kind in "iuf" and array.size:
+        file = array.file
+        is_plain_file = file.driver == "sec2" and file.userblock_size == 0 and file.mode == "r"
+        if is_plain_file and not array.external and not _filters(array):
+            return PlainStretch(array)
+    return ChunkedStretch(array)
 
 
 class FileStretch:

@@ -96,7 +96,7 @@ def block_facts(block: CsrBlock, gene_map: GeneMap, max_fraction: float | None) 
     dominated_g = np.zeros(num_genes, np.int64)
     if max_fraction is not None:
         over = mapped.data > np.repeat(max_fraction * sums_n, entries_n)
-        dominated_g = np.bincount(mapped.indices[over], minlength=num_genes)
+        dominated_g = np.bincount(mapped.indices[np.flatnonzero(over)], minlength=num_genes)
     total = float(sums_n.sum())
     return SourceFacts(
         entries_n,

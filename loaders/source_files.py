@@ -18,7 +18,7 @@ from anndata.io import read_elem
 
 from unicoord_atlas.errors import DataError
 
-from .chunked import ChunkedStretch
+from .chunked import open_stretch
 from .row_matrix import CsrMatrix, RowMatrix, open_matrix
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class TenxFile:
             group = self._root[name]
             indptr = np.asarray(group["indptr"][:]).astype(np.int64)
             return CsrMatrix(
-                indptr, ChunkedStretch(group["indices"]), ChunkedStretch(group["data"]), int(group["shape"][0])
+                indptr, open_stretch(group["indices"]), open_stretch(group["data"]), int(group["shape"][0])
             )
 
     def var(self, name: str) -> pd.DataFrame:

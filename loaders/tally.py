@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from unicoord_atlas.normalization import Normalization, row_sums
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from scipy.sparse import csc_array
 
     from unicoord_atlas.batch import CsrBlock
 
@@ -96,15 +98,21 @@ def block_sums(block: CsrBlock, frozen: Normalization) -> BlockSums:
         size_factors_n = depths_n = frozen.kept_sums(block.indptr, block.indices, values)
         amounts = values
     one_over_n = np.divide(1.0, depths_n, out=np.zeros_like(depths_n), where=depths_n > 0)
-    fractions = amounts * np.repeat(one_over_n, entries_n)
+    num_genes = len(frozen.highly_expressed_g)
+    fraction_g = _by_gene(block, amounts, num_genes) @ one_over_n
     if not frozen.log_input:
         # log(1 + x) is vectorized where log1p is not; x is 0 or far over 1e-16
         scales_n = np.where(depths_n > 0, frozen.target_sum * one_over_n, 1.0)
         values *= np.repeat(scales_n, entries_n)
         values += 1.0
         np.log(values, out=values)
-    num_genes = len(frozen.highly_expressed_g)
-    moments_3g = np.zeros((3, num_genes))
-    for row, weights in enumerate((fractions, values, values * values)):
-        moments_3g[row] = np.bincount(block.indices, weights, num_genes)
-    return BlockSums(size_factors_n, moments_3g)
+    ones_n = np.ones(block.num_rows)
+    mean_g = _by_gene(block, values, num_genes) @ ones_n
+    np.square(values, out=values)
+    return BlockSums(size_factors_n, np.stack([fraction_g, mean_g, _by_gene(block, values, num_genes) @ ones_n]))
+
+
+def _by_gene(block: CsrBlock, values: NDArray[np.float64], num_genes: int) -> csc_array:
+    # Its product with a vector adds in half the time of np.bincount, and lets other threads run.
+    indices, indptr = (part.astype(np.int32, copy=False) for part in (block.indices, block.indptr))
+    return csr_array((values, indices, indptr), shape=(block.num_rows, num_genes)).T

@@ -8,6 +8,7 @@ import zarr
 
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders import row_matrix
+from unicoord_atlas.loaders.chunked import open_stretch
 from unicoord_atlas.loaders.sources import content_of, find_sources, open_source
 
 CELLS, GENES = 37, 23
@@ -73,6 +74,31 @@ def test_every_filter_of_hdf5_is_read(tmp_path, counts, options):
             file["X"].create_dataset(name, data=values, chunks=(13,), **options)
     with open_source(path) as source:
         assert (dense(source, 6) == counts).all()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "chunked", "compact", "big-endian", "user block", "never written"])
+def test_every_plain_layout_of_hdf5_is_read(tmp_path, layout):
+    values = np.arange(1, 101, dtype=">i4" if layout == "big-endian" else np.int32)
+    path = tmp_path / "values.h5"
+    with h5py.File(path, "w", userblock_size=512 if layout == "user block" else 0) as file:
+        if layout == "compact":
+            created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            created.set_layout(h5py.h5d.COMPACT)
+            space = h5py.h5s.create_simple((100,))
+            h5py.h5d.create(file.id, b"values", h5py.h5t.NATIVE_INT32, space, created)
+        else:
+            chunks = None if layout == "contiguous" else (13,)
+            file.create_dataset("values", (100,), values.dtype, chunks=chunks, fillvalue=7)
+        if layout == "never written":
+            values[:] = 7
+            values[13:26] = file["values"][13:26] = 5
+        else:
+            file["values"][:] = values
+    with h5py.File(path, "r") as file:
+        stretch = open_stretch(file["values"])
+        for start, stop in ((0, 100), (12, 27), (13, 13), (50, 51), (99, 100)):
+            read = stretch.read(start, stop)
+            assert read.dtype == values.dtype and read.tolist() == values[start:stop].tolist()
 
 
 def test_large_chunks_are_decoded_once(tmp_path, counts, monkeypatch):

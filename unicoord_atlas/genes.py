@@ -69,6 +69,8 @@ class GeneMap:
     """(g,) which genes of the atlas the source has."""
     in_order: bool
     """Kept genes are all different and keep their order, so sorted rows stay sorted."""
+    same: bool
+    """Every gene goes where it is."""
 
     @classmethod
     def of(cls, new_index: NDArray[np.int32], num_genes: int) -> GeneMap:
@@ -76,7 +78,8 @@ class GeneMap:
         measured_g = np.zeros(num_genes, np.bool_)
         kept = new_index[new_index >= 0]
         measured_g[kept] = True
-        return cls(new_index, measured_g, bool((np.diff(kept) > 0).all()))
+        same = np.array_equal(new_index, np.arange(len(new_index)))
+        return cls(new_index, measured_g, bool((np.diff(kept) > 0).all()), same)
 
     @property
     def num_lost(self) -> int:
@@ -227,9 +230,11 @@ def map_names(names: GeneNames, space: AtlasSchema | GeneSpace, where: str) -> G
 
 def remap(block: CsrBlock, gene_map: GeneMap, num_genes: int) -> CsrBlock:
     """The block in the atlas's genes: indices strictly ascending in each row, duplicates summed, no zeros."""
-    indices, data, indptr = gene_map.new_index[block.indices], block.data, block.indptr
-    keep = (indices >= 0) & (data != 0)
-    if not keep.all():
+    indices, data, indptr = block.indices, block.data, block.indptr
+    if not gene_map.same:
+        indices = gene_map.new_index.take(indices)
+    if (not gene_map.same and indices.min(initial=0) < 0) or not data.all():
+        keep = (indices >= 0) & (data != 0)
         kept_before = np.concatenate([[0], np.cumsum(keep)])
         indices, data, indptr = indices[keep], data[keep], kept_before[indptr]
     if gene_map.in_order and _rows_ascend(indptr, indices):
@@ -242,7 +247,7 @@ def remap(block: CsrBlock, gene_map: GeneMap, num_genes: int) -> CsrBlock:
     return CsrBlock(rows.indptr.astype(np.int64), rows.indices, rows.data)
 
 
-def _rows_ascend(indptr: NDArray[np.int64], indices: NDArray[np.int32]) -> bool:
+def _rows_ascend(indptr: NDArray[np.int64], indices: NDArray[np.integer]) -> bool:
     """Whether column indices ascend strictly within every row."""
     falls = np.flatnonzero(indices[1:] <= indices[:-1]) + 1
     return bool(np.isin(falls, indptr).all())

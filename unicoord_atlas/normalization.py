@@ -96,15 +96,16 @@ class Normalization:
         self, indptr: NDArray[np.int64], indices: NDArray[np.integer], data: NDArray[np.number]
     ) -> NDArray[np.float64]:
         """(n,): each row's sum over the genes that are not highly expressed; rows in this atlas's gene space."""
-        kept = np.where(self.highly_expressed_g[indices], 0.0, data)
-        return row_sums(indptr, kept)
+        if self.highly_expressed_g.any():
+            data = np.where(self.highly_expressed_g.take(indices), 0.0, data)
+        return row_sums(indptr, data)
 
 
 def row_sums(indptr: NDArray[np.int64], data: NDArray[np.number]) -> NDArray[np.float64]:
     """(n,) float64 sum of each CSR row; an empty row sums to 0."""
-    padded = np.concatenate([data.astype(np.float64, copy=False), [0.0]])
-    sums: NDArray[np.float64] = np.add.reduceat(padded, np.minimum(indptr[:-1], len(data)))
-    sums[indptr[1:] == indptr[:-1]] = 0.0
+    filled_n = indptr[1:] > indptr[:-1]
+    sums = np.zeros(len(filled_n))
+    sums[filled_n] = np.add.reduceat(data, indptr[:-1][filled_n], dtype=np.float64)
     return sums
 
 
