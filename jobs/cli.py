@@ -84,6 +84,22 @@ def ingest(
     min_cells: Annotated[
         int, typer.Option(help="A gene is left out of size factors if highly expressed in so many cells; 1 = scanpy.")
     ] = 1,
+    shuffle: Annotated[
+        bool,
+        typer.Option(
+            help="Write the cells of all sources in random order.  First a store in order is written, then its cells "
+            "are read from all over it: a second pass, and twice the disk until it is done."
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of --shuffle.")] = 0,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            help="Look through sources and write shards in processes: local:N, or the address of a scheduler whose "
+            "workers see the same files.  The bytes are the same; threads of one process if not given.",
+            metavar="local:N|ADDRESS",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print all facts and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -103,6 +119,9 @@ def ingest(
         input=input,
         layer=layer,
         min_cells=min_cells,
+        shuffle=shuffle,
+        seed=seed,
+        dask=dask,
         dry_run=dry_run,
     )
     _finish(run(options), as_json)

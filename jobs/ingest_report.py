@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from .ingest import Atlas, IngestOptions
+    from .ingest import Atlas
+    from .ingest_options import IngestOptions
 
 _COLUMNS = {
     "cells": "cells", "empty_cells": "empty cells", "genes": "genes", "genes_added": "new genes",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -29,6 +29,8 @@ __all__ = ["CellSource", "FileSource", "content_of", "find_sources", "open_sourc
 InputKind = Literal["counts", "lognorm"]
 Content = Literal["counts", "log-normalized values", "scaled values"]
 _IN_ORDER = ("X", "layers/counts", "raw")
+_KEPT_OPEN = 4
+"""Sources that a process of a cluster keeps open: the next task is likely to read one of them."""
 
 
 class CellSource(Protocol):
@@ -65,16 +67,25 @@ class CellSource(Protocol):
 
 
 class FileSource:
-    """The chosen matrix of an open file; a context manager that closes it."""
+    """The chosen matrix of an open file; a context manager that closes it.
 
-    def __init__(self, file: SourceFile, matrix: str, is_counts: bool) -> None:
+    It pickles as its address, so another process opens it anew.
+    """
+
+    def __init__(self, file: SourceFile, matrix: str, is_counts: bool, scratch: Path | None = None) -> None:
         self._file = file
+        self._scratch = scratch
         self._rows: RowMatrix = file.matrix(matrix)
         self.path, self.name = file.path, source_name(file.path)
         self.matrix, self.is_counts = matrix, is_counts
         self.n_obs = self._rows.shape[0]
         if len(self.var) != self._rows.shape[1]:
             raise DataError(f"{self.path}: {matrix} has {self._rows.shape[1]} columns, but var {len(self.var)} genes")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        kind: InputKind = "counts" if self.is_counts else "lognorm"
+        scratch = self._scratch and self._scratch.absolute()
+        return _reopen_source, (self.path.absolute(), self.matrix, kind, scratch, self.path.stat().st_mtime_ns)
 
     @cached_property
     def var(self) -> pd.DataFrame:
@@ -191,10 +202,16 @@ def open_source(
     """
     file = open_file(Path(path), scratch)
     try:
-        return FileSource(file, choose_matrix(file, layer, input), is_counts=input == "counts")
+        return FileSource(file, choose_matrix(file, layer, input), input == "counts", scratch)
     except Exception:
         file.close()
         raise
+
+
+@lru_cache(_KEPT_OPEN)
+def _reopen_source(path: Path, layer: str, input: InputKind, scratch: Path | None, modified_ns: int) -> FileSource:
+    # The time of change is there to tell a file from a former one of its name.
+    return open_source(path, layer, input, scratch)
 
 
 def choose_matrix(file: SourceFile, layer: str | None, input: InputKind) -> str:

@@ -1,12 +1,13 @@
 """What the second pass adds up beside writing: size factors of cells, moments of genes.
 
-Sums are taken block by block, always the same blocks in the same order, so a pass that was killed and went on from a
-saved tally ends with the same bytes as one that was not.
+Sums are taken block by block within a shard, then shard by shard, always the same blocks in the same order: whoever
+does which shard, and whether in one go, the result is the same to the byte.
 Shapes: n cells, g genes, z non-zeros.
 """
 
 from __future__ import annotations
 
+import secrets
 import zipfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_array
 
+from unicoord_atlas.errors import DataError
 from unicoord_atlas.normalization import Normalization, row_sums
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -27,57 +30,62 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BlockSums:
-    """What one block contributes."""
+    """What a block of cells, or all those of a shard, contribute."""
 
     size_factors_n: NDArray[np.float64]
     """(n,); 0 for every cell of log-normalized input, which is left unscaled."""
     moments_3g: NDArray[np.float64]
     """(3, g) sums over cells: fraction of the size factor, log-normalized value, its square."""
 
-
-@dataclass(slots=True)
-class Tally:
-    """Sums over the cells before `next_row`."""
-
-    next_row: int
-    size_factors_n: NDArray[np.float64]
-    """(all cells,), filled up to `next_row`."""
-    moments_3g: NDArray[np.float64]
-
     @classmethod
-    def empty(cls, num_rows: int, num_genes: int) -> Tally:
-        """Before the first cell."""
-        return cls(0, np.zeros(num_rows), np.zeros((3, num_genes)))
-
-    @classmethod
-    def load(cls, path: Path, num_rows: int, num_genes: int) -> Tally:
-        """What was saved by a pass over the same cells; empty if nothing whole was."""
+    def load(cls, path: Path) -> BlockSums | None:
+        """What `save` wrote; None if nothing whole is there."""
         try:
             with np.load(path) as saved:
-                return cls(int(saved["next_row"]), saved["size_factors_n"], saved["moments_3g"])
+                return cls(saved["size_factors_n"], saved["moments_3g"])
         except (FileNotFoundError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-            return cls.empty(num_rows, num_genes)
+            return None
 
     def save(self, path: Path) -> None:
-        """Replace what was saved before."""
-        partial = path.with_suffix(".partial")
+        """Write a file that is there whole or not at all."""
+        partial = path.with_suffix(f".{secrets.token_hex(4)}.partial")
         with partial.open("wb") as file:
-            np.savez(file, next_row=self.next_row, size_factors_n=self.size_factors_n, moments_3g=self.moments_3g)
+            np.savez(file, size_factors_n=self.size_factors_n, moments_3g=self.moments_3g)
         partial.replace(path)
 
-    def add(self, sums: BlockSums) -> None:
-        """Add the block that begins at `next_row`."""
-        stop = self.next_row + len(sums.size_factors_n)
-        self.size_factors_n[self.next_row : stop] = sums.size_factors_n
-        self.moments_3g += sums.moments_3g
-        self.next_row = stop
 
-    def normalization(self, frozen: Normalization) -> Normalization:
-        """The atlas's normalization once all cells were added; `frozen` says how it was done."""
-        fraction_g, mean_g, square_g = self.moments_3g / max(1, len(self.size_factors_n))
-        return replace(
-            frozen, mean_fraction_g=fraction_g, mean_g=mean_g, variance_g=np.maximum(square_g - mean_g**2, 0.0)
-        )
+class Tally:
+    """Adds up blocks, in the order given."""
+
+    def __init__(self, num_genes: int) -> None:
+        self._size_factors: list[NDArray[np.float64]] = [np.zeros(0)]
+        self._moments_3g = np.zeros((3, num_genes))
+
+    def add(self, sums: BlockSums) -> None:
+        """Add the next block."""
+        self._size_factors.append(sums.size_factors_n)
+        self._moments_3g += sums.moments_3g
+
+    def sums(self) -> BlockSums:
+        """All that was added."""
+        return BlockSums(np.concatenate(self._size_factors), self._moments_3g)
+
+
+def join_sums(paths: Iterable[Path], num_rows: int, frozen: Normalization) -> tuple[Normalization, NDArray[np.float64]]:
+    """The atlas's normalization and size factors from the saved sums of all cells; `frozen` says how it was done."""
+    tally = Tally(len(frozen.highly_expressed_g))
+    for path in paths:
+        sums = BlockSums.load(path)
+        if sums is None:
+            raise DataError(f"{path} was not written, or was removed meanwhile; give the same command again")
+        tally.add(sums)
+    total = tally.sums()
+    size_factors_n = total.size_factors_n if len(total.size_factors_n) else np.zeros(num_rows)  # no cell has counts
+    fraction_g, mean_g, square_g = total.moments_3g / max(1, num_rows)
+    normalization = replace(
+        frozen, mean_fraction_g=fraction_g, mean_g=mean_g, variance_g=np.maximum(square_g - mean_g**2, 0.0)
+    )
+    return normalization, size_factors_n
 
 
 def unfinished_normalization(highly_expressed_g: NDArray[np.bool_], min_cells: int, log_input: bool) -> Normalization:

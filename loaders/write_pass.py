@@ -1,22 +1,29 @@
-"""The second pass: every source's counts into the shards of one store, and the tally of its normalization."""
+"""The second pass: every source's counts into the shards of one store, and the tally of its normalization.
+
+A shard is the unit of work: it needs nothing of the others, so threads, processes and a resumed job write the same
+bytes.  It is done when both its files and its tally are there.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+import zarr
 
 from unicoord_atlas.batch import CsrBlock
 from unicoord_atlas.genes import GeneMap, remap
 
 from .in_order import in_order
-from .tally import BlockSums, Tally, block_sums
-from .zarr_writer import AtlasWriter
+from .tally import BlockSums, Tally, block_sums, join_sums
+from .zarr_layout import DATA, INDICES, read_layout
+from .zarr_writer import AtlasWriter, create_matrix, is_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from unicoord_atlas.normalization import Normalization
@@ -24,22 +31,50 @@ if TYPE_CHECKING:
     from .sources import CellSource
     from .zarr_layout import MatrixLayout
 
-_TALLY = "tally.npz"
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+TALLY = "tally"
+"""Folder of the sums of each shard; the job removes it once the store is written."""
+
+
+class RunEach(Protocol):
+    """`map`, in this process or on a cluster: results in order."""
+
+    def __call__(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
+        """The function's result of each item."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """Rows first:last of a source, which are the atlas's rows start:stop."""
+class SourceRows:
+    """Rows first:last of a source."""
 
     source: CellSource
     gene_map: GeneMap
     first: int
     last: int
-    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """All that a process needs to write one shard; sources pickle as their address."""
+
+    out: Path
+    shard: int
+    own_row: int
+    """The rows from here on begin in this shard and are tallied with it; the one before may straddle its border."""
+    stop_row: int
+    rows: tuple[SourceRows, ...]
+    """From the first row with an entry in the shard to `stop_row`."""
+    frozen: Normalization
+    rows_per_block: int
+    threads: int
 
     @property
-    def stop(self) -> int:
-        return self.start + self.last - self.first
+    def tally(self) -> Path:
+        """File of the sums."""
+        return self.out / TALLY / f"{self.shard}.npz"
 
 
 def write_counts(
@@ -50,45 +85,88 @@ def write_counts(
     rows_per_block: int,
     threads: int,
     progress: Callable[[int], object],
+    run_each: RunEach = map,
 ) -> tuple[Normalization, NDArray[np.float64]]:
-    """Write X, going on from whatever whole shards and saved tally are in `out`.
+    """Write X, going on from whatever shards are done in `out`.
 
     Returns
     -------
     The normalization with the moments of genes, and (all cells,) size factors.
     """
-    tally = Tally.load(out / _TALLY, layout.num_rows, layout.num_genes)
+    out = out.absolute()  # a process of a cluster may stand elsewhere
+    begin_shards(out, layout)
+    (out / TALLY).mkdir(exist_ok=True)
+    tasks = [
+        ShardTask(out, shard, own_row, stop_row, rows, frozen, rows_per_block, threads)
+        for shard, own_row, stop_row, rows in _shares(layout, sources)
+    ]
+    left = [task for task in tasks if not (is_whole(out, layout, task.shard) and BlockSums.load(task.tally))]
+    progress(layout.num_rows - sum(task.stop_row - task.own_row for task in left))
+    for num_rows in run_each(write_shard, left):
+        progress(num_rows)
+    return join_sums((task.tally for task in tasks), layout.num_rows, frozen)
 
-    def prepare(piece: _Piece) -> tuple[_Piece, CsrBlock, BlockSums | None]:
-        block = remap(piece.source.read(piece.first, piece.last), piece.gene_map, layout.num_genes)
-        return piece, block, None if piece.start < tally_start else block_sums(block, frozen)
 
-    with AtlasWriter(out, layout, threads=threads) as writer:
-        tally_start = tally.next_row
-        known = min(tally_start, writer.next_row if writer.next_row < writer.stop_row else layout.num_rows)
-        pieces = [piece for piece in _pieces(sources, rows_per_block) if piece.stop > known]
-        progress(pieces[0].start if pieces else layout.num_rows)
-        for piece, block, sums in in_order(prepare, pieces, threads):
-            if writer.next_row < min(piece.stop, writer.stop_row):
-                writer.write(CsrBlock(block.indptr[writer.next_row - piece.start :], block.indices, block.data))
+def begin_shards(out: Path, layout: MatrixLayout) -> None:
+    """The metadata of X, without what a killed job left of unfinished shards."""
+    create_matrix(out, layout)
+    for array in (DATA, INDICES):
+        for partial in (out / array).glob("c/*.partial"):
+            partial.unlink()
+
+
+def write_shard(task: ShardTask) -> int:
+    """Write a shard and its tally; the number of rows tallied."""
+    layout = read_layout(zarr.open_group(task.out, mode="r"), str(task.out))
+    tally = Tally(layout.num_genes)
+
+    def prepare(piece: tuple[SourceRows, bool]) -> tuple[CsrBlock, BlockSums | None]:
+        rows, is_own = piece
+        block = remap(rows.source.read(rows.first, rows.last), rows.gene_map, layout.num_genes)
+        return block, block_sums(block, task.frozen) if is_own else None
+
+    with AtlasWriter(task.out, layout, task.shard, task.shard + 1, task.threads) as writer:
+        row = task.stop_row - sum(rows.last - rows.first for rows in task.rows)
+        for block, sums in in_order(prepare, _pieces(task), task.threads):
+            if writer.next_row < min(row + block.num_rows, writer.stop_row):  # else its rows are empty
+                writer.write(CsrBlock(block.indptr[writer.next_row - row :], block.indices, block.data))
+            row += block.num_rows
             if sums is not None:
                 tally.add(sums)
-                if _shard_of(layout, piece.stop) > _shard_of(layout, piece.start):
-                    tally.save(out / _TALLY)
-            progress(piece.stop - piece.start)
-    (out / _TALLY).unlink(missing_ok=True)
-    return tally.normalization(frozen), tally.size_factors_n
+        tally.sums().save(task.tally)
+    return task.stop_row - task.own_row
 
 
-def _pieces(sources: Sequence[tuple[CellSource, GeneMap]], rows_per_block: int) -> list[_Piece]:
-    pieces = []
-    start = 0
-    for source, gene_map in sources:
-        for first, last in source.cuts(rows_per_block):
-            pieces.append(_Piece(source, gene_map, first, last, start))
-            start += last - first
-    return pieces
+def own_rows(layout: MatrixLayout) -> NDArray[np.int64]:
+    """(num_shards + 1,): shard k owns the rows k to k + 1 of these, which begin in it; every row has one owner."""
+    starts = np.arange(layout.num_shards + 1) * layout.shard_entries
+    owned = np.searchsorted(layout.indptr, starts, side="left")
+    owned[0], owned[-1] = 0, layout.num_rows
+    return owned
 
 
-def _shard_of(layout: MatrixLayout, row: int) -> int:
-    return int(layout.indptr[row]) // layout.shard_entries
+def _shares(
+    layout: MatrixLayout, sources: Sequence[tuple[CellSource, GeneMap]]
+) -> Iterator[tuple[int, int, int, tuple[SourceRows, ...]]]:
+    ends = np.cumsum([source.n_obs for source, _ in sources])
+    owned = own_rows(layout).tolist()
+    for shard in range(layout.num_shards):
+        own_row, stop_row = owned[shard], owned[shard + 1]
+        first_row = min(layout.rows_of_shard(shard)[0], own_row)
+        rows = []
+        for (source, gene_map), end in zip(sources, ends.tolist(), strict=True):
+            start = end - source.n_obs
+            if max(first_row, start) < min(stop_row, end):
+                rows.append(SourceRows(source, gene_map, max(first_row, start) - start, min(stop_row, end) - start))
+        yield shard, own_row, stop_row, tuple(rows)
+
+
+def _pieces(task: ShardTask) -> Iterator[tuple[SourceRows, bool]]:
+    """Blocks of the shard's rows, and whether they are its own; the rows of others come first."""
+    others = sum(rows.last - rows.first for rows in task.rows) - (task.stop_row - task.own_row)
+    for rows in task.rows:
+        border = min(rows.first + others, rows.last)
+        others -= border - rows.first
+        for is_own, first, last in ((False, rows.first, border), (True, border, rows.last)):
+            for start, stop in rows.source.cuts(task.rows_per_block, first, last) if first < last else ():
+                yield SourceRows(rows.source, rows.gene_map, start, stop), is_own

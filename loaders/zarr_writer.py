@@ -7,6 +7,7 @@ that is opened on what a killed one left goes on from the last whole shard, and 
 from __future__ import annotations
 
 import os
+import secrets
 import warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -129,6 +130,7 @@ class _ShardStream:
         self._filled = 0
         self._encoding: deque[Future[bytes]] = deque()
         self._file: BinaryIO | None = None
+        self._partial = self._folder
         self._spans: list[tuple[int, int]] = []
 
     def append(self, values: NDArray[np.generic]) -> None:
@@ -166,13 +168,11 @@ class _ShardStream:
         encoded = self._encoding.popleft().result()
         if self._file is None:
             self._folder.mkdir(exist_ok=True)
-            self._file = self._partial.open("wb")
+            # A name of its own: a process that a scheduler gave up may still be writing the same shard.
+            self._partial = self._folder / f"{self._shard}.{secrets.token_hex(4)}.partial"
+            self._file = self._partial.open("xb")
         self._spans.append((self._file.tell(), len(encoded)))
         self._file.write(encoded)
-
-    @property
-    def _partial(self) -> Path:
-        return self._folder / f"{self._shard}.partial"
 
     def _end_shard(self) -> None:
         while self._encoding:
@@ -274,7 +274,5 @@ def finish_store(
         for key, element in {"obs": obs, "var": var, "uns": uns, **{key: {} for key in _EMPTY}}.items():
             anndata.io.write_elem(root, key, element)
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")  # anndata writes it likewise
-        warnings.filterwarnings(
-            "ignore", "Object at .*json is not recognized"
-        )  # the job's record lies beside the groups
+        warnings.filterwarnings("ignore", "Object at .* is not recognized")  # the job's own files lie beside the groups
         zarr.consolidate_metadata(root.store)

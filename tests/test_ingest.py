@@ -1,10 +1,4 @@
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 import warnings
-from functools import partial
 from pathlib import Path
 
 import anndata
@@ -17,13 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
-from unicoord_atlas.genes import GeneMap
-from unicoord_atlas.jobs import ingest
 from unicoord_atlas.jobs.ingest import IngestOptions, run
-from unicoord_atlas.loaders import write_pass
 from unicoord_atlas.loaders.obs_table import join_obs
 from unicoord_atlas.loaders.store import open_store
-from unicoord_atlas.loaders.zarr_layout import MatrixLayout
 
 FORMS = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}
 
@@ -284,79 +274,3 @@ def test_own_columns_of_a_source_step_aside(tmp_path):
     assert list(obs["source"]) == ["a", "a"]
     assert list(obs["source_in_file"]) == ["u", "v"]
     assert list(obs["size_factor_in_file"]) == [5, 6]
-
-
-SMALL_SHARDS = partial(MatrixLayout, inner_chunk=128, chunks_per_shard=2)
-
-
-def many_shards(folder):
-    rng = np.random.default_rng(1)
-    for name in ("a", "b"):
-        counts = rng.poisson(0.5, (300, 20)).astype(np.float32)
-        counts[rng.random(300) < 0.05] = 0
-        write_source(folder / f"{name}.h5ad", counts, [f"G{i}" for i in rng.permutation(25)[:20]])
-    return IngestOptions([str(folder / "*.h5ad")], folder / "o.zarr", rows_per_block=17, threads=2)
-
-
-def all_bytes(folder):
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
-
-
-@pytest.mark.parametrize("blocks_before", [1, 20, 35])
-def test_interrupted_ingest_goes_on_to_the_same_bytes(tmp_path, monkeypatch, blocks_before):
-    monkeypatch.setattr(ingest, "MatrixLayout", SMALL_SHARDS)
-    options = many_shards(tmp_path)
-    run(options)
-    whole = all_bytes(options.out)
-    options.out.rename(tmp_path / "whole.zarr")
-
-    remapped = []
-
-    def stop_at(block, gene_map: GeneMap, num_genes):
-        remapped.append(block)
-        if len(remapped) > blocks_before:
-            raise KeyboardInterrupt
-        return original(block, gene_map, num_genes)
-
-    original = write_pass.remap
-    monkeypatch.setattr(write_pass, "remap", stop_at)
-    with pytest.raises(KeyboardInterrupt):
-        run(options)
-    assert not options.out.exists()
-
-    remapped.clear()
-    monkeypatch.setattr(write_pass, "remap", lambda *parts: remapped.append(parts) or original(*parts))
-    run(options)
-    assert all_bytes(options.out) == whole
-    if blocks_before >= 20:
-        assert len(remapped) < 36  # the first shards were not made again
-
-
-def test_killed_ingest_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(ingest, "MatrixLayout", SMALL_SHARDS)
-    options = many_shards(tmp_path)
-    program = f"""
-        import os, signal
-        from functools import partial
-        from pathlib import Path
-        from unicoord_atlas.jobs import ingest
-        from unicoord_atlas.loaders.tally import Tally
-        from unicoord_atlas.loaders.zarr_layout import MatrixLayout
-        ingest.MatrixLayout = partial(MatrixLayout, inner_chunk=128, chunks_per_shard=2)
-        save = Tally.save
-        def save_and_die(self, path):
-            save(self, path)
-            if self.next_row > 200:
-                os.kill(os.getpid(), signal.SIGKILL)
-        Tally.save = save_and_die
-        out = Path({str(options.out)!r})
-        ingest.run(ingest.IngestOptions({list(options.sources)!r}, out, rows_per_block=17, threads=2))
-    """
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, env={**os.environ})
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert not options.out.exists()
-    run(options)
-    found = all_bytes(options.out)
-    options.out.rename(tmp_path / "resumed.zarr")
-    run(options)
-    assert all_bytes(options.out) == found
