@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import anndata
     import pandas as pd
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from unicoord_atlas.normalization import Normalization
     from unicoord_atlas.schema import AtlasSchema
@@ -83,6 +84,14 @@ class CellStore(Protocol):
 
     def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrRows:
         """Rows of the (b, 2) ranges start:stop, one after the other in the order given."""
+        ...
+
+    def to_dask(self, dtype: DTypeLike = np.float32) -> Any:
+        """X as a dask.array.Array of CSR blocks."""
+        ...
+
+    def to_anndata(self, lazy: bool = True) -> anndata.AnnData:
+        """The atlas as an AnnData, X as a Dask array or in memory."""
         ...
 
 

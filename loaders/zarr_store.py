@@ -27,7 +27,7 @@ from .store import CsrBuffer, CsrRows
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from .array_reader import EntryReader, Part
 
@@ -118,6 +118,35 @@ class ZarrStore:
         ]
         _in_threads(self._pool, reads)
         return CsrRows(indptr, indices, data)
+
+    def to_dask(self, dtype: DTypeLike = np.float32) -> Any:
+        """X as a dask.array.Array of CSR blocks that follow the chunks on disk; see `lazy.dask_rows`."""
+        from .lazy import dask_rows  # late: Dask takes a second, and is an extra
+
+        return dask_rows(self, dtype, self.layout.inner_chunk)
+
+    def to_anndata(self, lazy: bool = True) -> anndata.AnnData:
+        """The atlas as an AnnData.
+
+        Parameters
+        ----------
+        lazy
+            X is `to_dask()`, and obsm, obsp, layers and varm are Dask arrays too; obs, var and uns are in memory, so
+            that scanpy takes them.  Otherwise all is in memory, counts in their type on disk.
+
+        Raises
+        ------
+        ConfigError
+            If `lazy`, and Dask is not installed.
+        """
+        if not lazy:
+            return anndata.io.read_zarr(self._path)
+        tables = {name: anndata.io.read_elem(self._group[name]) for name in ("obs", "var", "uns")}
+        arrays = {
+            name: {key: anndata.experimental.read_elem_lazy(part) for key, part in self._group[name].members()}
+            for name in ("obsm", "obsp", "varm", "layers")
+        }
+        return anndata.AnnData(self.to_dask(), **tables, **arrays)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

@@ -1,0 +1,66 @@
+"""What is wrong with a store is said with its shard and rows: by `check`, by opening and by an epoch; never a hang."""
+
+import shutil
+
+import numpy as np
+import pytest
+from stores import plain_columns, random_counts, write_store
+
+from unicoord_atlas.errors import DataError
+from unicoord_atlas.jobs import check
+from unicoord_atlas.loaders.store import open_store
+from unicoord_atlas.loaders.stream import CellStream
+
+
+def cut_off(shard):
+    shard.write_bytes(shard.read_bytes()[:-10])
+
+
+def grow(shard):
+    shard.write_bytes(shard.read_bytes() + bytes(10))
+
+
+def damage_header(shard):
+    whole = shard.read_bytes()
+    shard.write_bytes(bytes([whole[0], whole[1], whole[2], whole[3] ^ 3]) + whole[4:])
+
+
+def damage_index(shard):
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+
+FAULTS = {
+    "missing": (lambda shard: shard.unlink(), "is missing|the file is missing"),
+    "cut off": (cut_off, r"has \d+ bytes, not|wrong checksum|cut off"),
+    "growing": (grow, r"has \d+ bytes, not|wrong checksum"),
+    "damaged chunk": (damage_header, "wrong checksum|is damaged"),
+    "damaged index": (damage_index, "wrong checksum"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("atlas") / "atlas.zarr", random_counts(300, 120))
+
+
+def epoch(store):
+    stream = CellStream(store, plain_columns(store), batch_size=50, seed=0)
+    return np.concatenate([batch.rows_n.numpy() for batch in stream])
+
+
+@pytest.mark.parametrize("array", ["data", "indices"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_names_shard_and_rows(whole, tmp_path, fault, array):
+    damage, message = FAULTS[fault]
+    path = tmp_path / "atlas.zarr"
+    shutil.copytree(whole, path)
+    opened = open_store(path)
+    damage(path / f"X/{array}/c/1")
+    match = rf"X/{array}/c/1 \(shard 1, rows \d+:\d+\):? ({message}|.*({message}))"
+    with pytest.raises(DataError, match=match):
+        check.run(path)
+    with pytest.raises(DataError, match=match):
+        epoch(open_store(path))
+    with pytest.raises(DataError, match=match):
+        epoch(opened)
