@@ -10,7 +10,7 @@ import zarr
 
 from unicoord_atlas.batch import CsrBlock
 
-from .row_matrix import ENTRIES_PER_BLOCK, bounded_cuts
+from .row_matrix import bounded_cuts
 from .store import CsrBuffer
 from .write_pass import begin_shards, own_rows
 from .zarr_layout import MatrixLayout, read_layout
@@ -75,7 +75,7 @@ def write_reordered_shard(task: ReorderTask) -> int:
     first_row, stop_row = layout.rows_of_shard(task.shard)
     buffer = CsrBuffer()
     with AtlasWriter(task.out, layout, task.shard, task.shard + 1, task.threads) as writer:
-        for start, stop in bounded_cuts(layout.indptr, stop_row, ENTRIES_PER_BLOCK, first_row, stop_row):
+        for start, stop in bounded_cuts(layout.indptr, stop_row, first_row, stop_row):
             rows = task.order[start - first_row : stop - first_row]
             read = task.store.read_ranges(np.stack([rows, rows + 1], axis=1), buffer)
             writer.write(CsrBlock(read.indptr, read.indices, read.data))

@@ -70,7 +70,7 @@ class CsrMatrix:
 
     def cuts(self, rows_per_block: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Row ranges bounded in rows and entries."""
-        return bounded_cuts(self._indptr, rows_per_block, ENTRIES_PER_BLOCK, start, stop)
+        return bounded_cuts(self._indptr, rows_per_block, start, stop)
 
     def read(self, start: int, stop: int) -> CsrBlock:
         """Rows start to stop."""
@@ -147,9 +147,10 @@ class CscMatrix:
 
 
 def bounded_cuts(
-    indptr: NDArray[np.int64], max_rows: int, max_entries: int, start: int, stop: int
+    indptr: NDArray[np.int64], max_rows: int, start: int, stop: int, max_entries: int | None = None
 ) -> Iterator[tuple[int, int]]:
-    """Row ranges of at most `max_rows` rows and, if more than one row, `max_entries` entries."""
+    """Row ranges of at most `max_rows` rows and, if more than one row, `max_entries` (`ENTRIES_PER_BLOCK`) entries."""
+    max_entries = ENTRIES_PER_BLOCK if max_entries is None else max_entries
     while start < stop:
         by_entries = int(np.searchsorted(indptr, indptr[start] + max_entries, side="right")) - 1
         end = min(start + max_rows, max(start + 1, by_entries), stop)
@@ -172,7 +173,7 @@ def turn_csc(indptr: NDArray[np.int64], rows: Stretch, data: Stretch, num_rows: 
             raise DataError(f"a row index is outside 0..{num_rows - 1}; the file is damaged")
         per_row += np.bincount(part, minlength=num_rows)
     row_indptr = np.concatenate([[0], np.cumsum(per_row)])
-    buckets = list(bounded_cuts(row_indptr, num_rows, _BUCKET_ENTRIES, 0, num_rows))
+    buckets = list(bounded_cuts(row_indptr, num_rows, 0, num_rows, _BUCKET_ENTRIES))
     bucket_of_row = np.repeat(np.arange(len(buckets)), [b - a for a, b in buckets])
     row_file, column_file, value_file = (
         FileStretch(tempfile.TemporaryFile(dir=scratch), np.dtype(dtype), size)
