@@ -17,8 +17,8 @@ from unicoord_atlas.genes import GeneMap, remap
 
 from .in_order import in_order
 from .tally import BlockSums, Tally, block_sums, join_sums
-from .zarr_layout import DATA, INDICES, read_layout
-from .zarr_writer import AtlasWriter, create_matrix, is_whole
+from .zarr_layout import read_layout
+from .zarr_writer import AtlasWriter, create_matrix, is_whole, remove_unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -110,9 +110,7 @@ def write_counts(
 def begin_shards(out: Path, layout: MatrixLayout) -> None:
     """The metadata of X, without what a killed job left of unfinished shards."""
     create_matrix(out, layout)
-    for array in (DATA, INDICES):
-        for partial in (out / array).glob("c/*.partial"):
-            partial.unlink()
+    remove_unfinished(out)
 
 
 def write_shard(task: ShardTask) -> int:

@@ -253,6 +253,13 @@ def create_matrix(out: Path, layout: MatrixLayout) -> None:
     root.create_array(names.INDPTR, data=layout.indptr, chunks=(names.INDPTR_CHUNK,), overwrite=True)
 
 
+def remove_unfinished(out: Path) -> None:
+    """Remove what killed writers left of shards."""
+    for array in (names.DATA, names.INDICES):
+        for partial in (out / array).glob("c/*.partial"):
+            partial.unlink(missing_ok=True)  # its writer may live, and end it just now
+
+
 def finish_store(
     out: Path,
     layout: MatrixLayout,
@@ -266,6 +273,7 @@ def finish_store(
         if not is_whole(out, layout, shard):
             start, stop = layout.rows_of_shard(shard)
             raise DataError(f"{out}: shard {shard} (rows {start}:{stop}) was not written")
+    remove_unfinished(out)
     facts = {name.removesuffix("_g"): getattr(normalization, name) for name in normalization.__dataclass_fields__}
     # As an array of one text: zarr takes 500 bytes of memory a character to write a scalar one.
     uns = {names.UNS: {names.SCHEMA: np.array([schema.to_json()], object), names.NORMALIZATION: facts}}
