@@ -335,6 +335,30 @@ def demo(
     _finish(run(out), as_json)
 
 
+@app.command()
+def simulate(
+    cells: Annotated[int, typer.Option(help="How many cells.", metavar="N")],
+    out: Annotated[Path, typer.Option(help="Folder for the files, one .h5ad an organ.", metavar="DIR")],
+    genes: Annotated[
+        str | None, typer.Option(help="How many genes, or a file of genes, one a line.", metavar="FILE|G")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same atlas.")] = 0,
+    organs: Annotated[int, typer.Option(help="How many organs, up to 38.")] = 38,
+    genes_detected: Annotated[
+        int | None, typer.Option(help="Genes detected in the median cell; 1300, or a quarter of the genes.")
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="A file with real cells: genes get their mean counts.", metavar="H5AD")
+    ] = None,
+    compress: Annotated[bool, typer.Option(help="Write compressed chunks.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Invent an atlas with the statistics of a real one, to try things on at any size."""
+    from . import simulate as job
+
+    _finish(job.run(job.SimulateOptions(cells, out, genes, seed, organs, genes_detected, like, compress)), as_json)
+
+
 def _listed(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
