@@ -98,7 +98,7 @@ def run(options: SimulateOptions) -> dict[str, Any]:
             _write_organs(partial, blueprint, atlas_var(space), cells, options, settings["genes_detected"])
     except AlreadyDone as done:
         print(done, file=sys.stderr)
-    return {"out": str(options.out), **settings}
+    return {"simulated": str(options.out), **settings}
 
 
 def _write_organs(

@@ -94,8 +94,8 @@ def test_a_cell_depends_on_its_number_only(monkeypatch):
 def test_slots_are_in_proportion_to_rates():
     rate_g = np.random.default_rng(0).exponential(1, 500) ** 3
     slots = [np.bincount(gene_slots(rate_g, np.random.default_rng(seed)), minlength=500) for seed in range(200)]
-    expected_g = 4 * 500 * rate_g / rate_g.sum()
-    assert all(s.sum() == 4 * 500 and (abs(s - expected_g) <= 1).all() for s in slots)
+    expected_g = 2 * 500 * rate_g / rate_g.sum()
+    assert all(s.sum() == 2 * 500 and (abs(s - expected_g) <= 1).all() for s in slots)
     np.testing.assert_allclose(np.mean(slots, axis=0), expected_g, atol=0.15)
 
 

@@ -29,13 +29,13 @@ NUM_DATASETS = 116
 CLASSES = ("endothelial", "stromal", "myeloid", "lymphoid", "epithelial", "neural", "muscle", "secretory")
 NUM_COMMON_CLASSES = 4
 """The first classes occur in most organs, the others in few."""
-CELLS_PER_TYPE = 150
+CELLS_PER_TYPE = 200
 """Small atlases have fewer types, so that there are cells to learn each from."""
-FEWEST_TYPES, MOST_TYPES = 16, 152
-SHARP_ABUNDANCE = 0.35
+FEWEST_TYPES, MOST_TYPES = 16, 104
+SHARP_ABUNDANCE = 0.5
 """Of a sharp type, in multiples of its sibling's."""
-RARE_EVERY, RARE_ABUNDANCE = 8, 0.5
-"""Every so manieth type is rare, in multiples of what it would be."""
+RARE_EVERY, RARE_ABUNDANCE = 8, 0.3
+"""Every so manieth lineage is rare, in multiples of what it would be."""
 NUM_FACTORS = 10
 """What lineages are combinations of: a few directions in gene space hold all of them, as principal components show."""
 NUM_STATES = 8
@@ -45,7 +45,7 @@ NUM_STEPS = 4
 NUM_SHARED = 12
 """Programmes that cells of all types have more or less of: those of the two gradients first."""
 REFERENCE_COUNTS = 4000.0
-MARKER_SHARE, STATE_SHARE, SHARED_SHARE = 0.06, 0.25, 0.6
+MARKER_SHARE, STATE_SHARE, SHARED_SHARE = 0.06, 0.4, 0.6
 """What a fully active programme makes, in multiples of REFERENCE_COUNTS."""
 LEAK = 0.03
 """What is left of a programme in cells that do not have it."""
@@ -54,7 +54,7 @@ _MARKER_GENES, _STATE_GENES, _SHARED_GENES = 0.12, 0.04, 0.08
 _MEAN_SPREAD = 2.3
 """Standard deviation of the log of mean expression over genes."""
 _MOST_MEAN = 100.0
-_CLASS_SPREAD, _LINEAGE_SPREAD = 0.25, 0.35
+_CLASS_SPREAD, _LINEAGE_SPREAD = 0.3, 0.45
 _PLATFORM_SPREAD = 0.4
 _UNLABELLED_DATASETS = 0.08
 _ORGAN_SPREAD = 0.7
@@ -144,7 +144,7 @@ def make_blueprint(mean_g: NDArray[np.float64], num_cells: int, rng: np.random.G
         types.append(f"{CLASSES[number]} {numbers[number]}")
     abundance_t = np.repeat(np.exp(rng.normal(0, 0.5, num_types // 2)), 2) * np.exp(rng.normal(0, 0.2, num_types))
     abundance_t[::2] *= SHARP_ABUNDANCE
-    abundance_t[::RARE_EVERY] *= RARE_ABUNDANCE
+    abundance_t[np.arange(num_types) // 2 % RARE_EVERY == 1] *= RARE_ABUNDANCE
     programme_g = _assign_programmes(mean_g, num_types, rng)
     shares = np.cumsum([platform.share for platform in PLATFORMS])
     return Blueprint(

@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 
 _DENSE_FROM = 0.15
 """Mean count from which a gene is drawn by itself: there one costs what the other does."""
-_SLOTS_PER_GENE = 4
+_SLOTS_PER_GENE = 2
 _MOST_COUNTS = 50_000
 _ENTRIES_AT_ONCE = 1 << 18
 
-# Quantiles of the exponential distribution with mean 1: a look-up costs a fifth of a logarithm.
-_GAPS = -np.log((np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.float32)
+# Quantiles of the exponential distribution with mean 1: a look-up in the innermost cache costs a fifth of a logarithm.
+_GAP_BITS = 12
+_GAPS = -np.log((np.arange(1 << _GAP_BITS) + 0.5) / (1 << _GAP_BITS)).astype(np.float32)
 
 
 class CellStates(NamedTuple):
@@ -54,16 +55,16 @@ class CellStates(NamedTuple):
 class CountModels(NamedTuple):
     """What cells of each kind are drawn from; see `count_models`."""
 
-    programme_g: NDArray[np.uint32]
+    programme_g: NDArray[np.uint16]
     efficiency_dg: NDArray[np.float32]
     reads_k: NDArray[np.float32]
-    gene_ks: NDArray[np.uint32]
-    """Gene of each slot of a kind's line."""
+    gene_ks: NDArray[np.unsignedinteger]
+    """Gene of each slot of a kind's line, as narrow as can be: it is read all over."""
     rate_k: NDArray[np.float64]
     """Molecules of a line's genes together, at depth 1."""
     dense_h: NDArray[np.uint32]
     """Genes drawn by themselves, ascending within a kind, kind after kind."""
-    dense_programme_h: NDArray[np.uint32]
+    dense_programme_h: NDArray[np.uint16]
     dense_mean_h: NDArray[np.float32]
     dense_ends_k: NDArray[np.int64]
     """Where a kind's dense genes end; the first is 0 and belongs to none."""
@@ -103,13 +104,13 @@ def count_models(
         rates.append(rate_g.sum())
         lines.append(gene_slots(rate_g, rng))
     return CountModels(
-        programme_g=programme_g.astype(np.uint32),
+        programme_g=programme_g.astype(np.uint16),
         efficiency_dg=efficiency_dg,
         reads_k=np.asarray(reads_k, np.float32),
-        gene_ks=np.stack(lines),
+        gene_ks=np.stack(lines).astype(np.min_scalar_type(len(programme_g))),
         rate_k=np.asarray(rates),
         dense_h=np.concatenate(dense),
-        dense_programme_h=programme_g.take(np.concatenate(dense)).astype(np.uint32),
+        dense_programme_h=programme_g.take(np.concatenate(dense)).astype(np.uint16),
         dense_mean_h=np.concatenate(means).astype(np.float32),
         dense_ends_k=np.cumsum([0, *map(len, dense)]),
     )
@@ -164,7 +165,7 @@ def _share(x, low):  # type: ignore[no-untyped-def]
 def _draw(models, cells, key, first, start, gaps, genes, counts, ends_n):  # type: ignore[no-untyped-def]
     """Fill genes and counts with cells from `start` on while another is sure to fit; returns the next cell."""
     num_genes = len(models.programme_g)
-    odds_h = np.empty(num_genes, np.float32)
+    means = np.empty(num_genes + 1, np.float32)
     u_h = np.empty(num_genes, np.float32)
     genes_z, counts_z = np.empty(num_genes + 1, np.uint32), np.empty(num_genes + 1, np.float32)
     genes_y, counts_y = np.empty(num_genes + 1, np.uint32), np.empty(num_genes + 1, np.float32)
@@ -179,7 +180,7 @@ def _draw(models, cells, key, first, start, gaps, genes, counts, ends_n):  # typ
         own = slice(models.dense_ends_k[kind], models.dense_ends_k[kind + 1])
         num_dense = _draw_dense(
             models.dense_h[own], models.dense_programme_h[own], models.dense_mean_h[own],
-            depth, efficiency_g, activity_p, x, odds_h, u_h, genes_z, counts_z,
+            depth, efficiency_g, activity_p, x, means, u_h, genes_z, counts_z,
         )  # fmt: skip
         num_sparse = _draw_sparse(
             models.gene_ks[kind], models.programme_g, depth * models.rate_k[kind],
@@ -189,7 +190,7 @@ def _draw(models, cells, key, first, start, gaps, genes, counts, ends_n):  # typ
         if models.reads_k[kind] > 1:
             for j in range(filled, end):
                 x += np.uint64(0x9E3779B97F4A7C15)
-                counts[j] = ceil(counts[j] * models.reads_k[kind] * gaps[_mixed(x) >> np.uint64(48)])
+                counts[j] = ceil(counts[j] * models.reads_k[kind] * gaps[_mixed(x) >> np.uint64(64 - _GAP_BITS)])
         filled = end
         ends_n[i + 1] = filled
     return len(cells.kinds_n)
@@ -197,20 +198,20 @@ def _draw(models, cells, key, first, start, gaps, genes, counts, ends_n):  # typ
 
 @numba.njit
 def _draw_dense(  # type: ignore[no-untyped-def]
-    dense_h, programme_h, mean_h, depth, efficiency_g, activity_p, x, odds_h, u_h, genes, counts
+    dense_h, programme_h, mean_h, depth, efficiency_g, activity_p, x, means, u_h, genes, counts
 ):
     """One random number a gene; a count is at least j with probability q**j, q = mean / (mean + 1)."""
     one, high, low = np.float32(1), np.uint32(x), np.uint32(x >> np.uint64(32))
-    for h in range(len(dense_h)):
-        mean = mean_h[h] * depth * efficiency_g[dense_h[h]] * activity_p[programme_h[h]]
-        odds_h[h] = mean / (mean + one)
+    for h in range(len(dense_h)):  # by itself, so that it runs in vector registers
         u_h[h] = _share(np.uint32(np.uint32(h) * np.uint32(0x9E3779B9) + high), low)
     filled = 0
     for h in range(len(dense_h)):
-        genes[filled], counts[filled], odds_h[filled] = dense_h[h], u_h[h], odds_h[h]
-        filled += u_h[h] < odds_h[h]
+        gene = dense_h[h]
+        mean = mean_h[h] * depth * efficiency_g[gene] * activity_p[programme_h[h]]
+        genes[filled], counts[filled], means[filled] = gene, u_h[h], mean
+        filled += u_h[h] * (mean + one) < mean  # as often as not: no branch to guess
     for j in range(filled):
-        u, q = counts[j], odds_h[j]
+        u, q = counts[j], means[j] / (means[j] + one)
         count = one if u > q * q else np.floor(np.log(u) / np.log(q))
         counts[j] = min(count, np.float32(_MOST_COUNTS))
     return filled
@@ -222,12 +223,12 @@ def _draw_sparse(line, programme_g, expected, efficiency_g, activity_p, x, gaps,
     if expected <= 0:
         return 0
     gap = np.float64(len(line)) / expected
-    filled, place = 0, gap * gaps[_mixed(x) >> np.uint64(48)]
+    filled, place = 0, gap * gaps[_mixed(x) >> np.uint64(64 - _GAP_BITS)]
     while place < len(line):
         gene = line[np.uint64(place)]
         x += np.uint64(0x9E3779B97F4A7C15)
         r = _mixed(x)
-        place += gap * gaps[r >> np.uint64(48)]
+        place += gap * gaps[r >> np.uint64(64 - _GAP_BITS)]
         share = (np.float32(np.int32(r & np.uint64(0xFFFFFF))) + np.float32(0.5)) * np.float32(2**-24)
         seen = share < efficiency_g[gene] * activity_p[programme_g[gene]]
         if filled > 0 and genes[filled - 1] == gene:

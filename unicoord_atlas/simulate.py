@@ -38,7 +38,7 @@ _DONORS_PER_DATASET = 4
 _LINEAGES_PER_ORGAN = 7
 _RARELY = 0.15
 _UNLABELLED_CELLS = 0.04
-_FIRMNESS, _FIRMNESS_SPREAD = (4.7, 1.0), (0.25, 1.8)
+_FIRMNESS, _FIRMNESS_SPREAD = (4.7, 0.2), (0.25, 1.8)
 """Logit of how much of a cell's identity is its own type's, not its sibling's; of sharp types and of their siblings.
 The second mean sets how hard types are to tell apart, the difference of the spreads how much worse centroids do."""
 _COMPOSITION_SPREAD, _DONOR_SPREAD, _SEEN_AT_MOST = 0.4, 0.15, 0.2
@@ -126,7 +126,7 @@ class Organ:
             seen_g = blueprint.mean_tg[kind // len(PLATFORMS)]
             seen_g = seen_g * self._activity(some, rng).mean(axis=0).take(blueprint.programme_g)
             share_d = np.bincount(cells.donors_n[some], minlength=len(platform_d)) / len(some)
-            seen_g *= share_d.astype(np.float32) @ efficiency_dg
+            seen_g *= np.einsum("d,dg->g", share_d.astype(np.float32), efficiency_dg)  # too little for BLAS's threads
             depth_n[alike] = depth_of_genes(seen_g, cells.genes_n[alike])
         models = count_models(
             [blueprint.mean_tg[kind // len(PLATFORMS)] for kind in kinds.tolist()],
