@@ -71,7 +71,7 @@ class Neighbors:
         if len(self.indptr) != store.n_obs + 1:
             raise DataError(f"{store.uri}: obsp/{key} has {len(self.indptr) - 1} rows, not {store.n_obs}")
         self._reader = _entry_reader(Path(store.uri), f"obsp/{key}/indices", group[f"obsp/{key}/indices"])
-        self._dtype = np.dtype(np.int32)
+        self._dtype = group[f"obsp/{key}/indices"].dtype
 
     def of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Neighbours of some cells, in any order and repeated or not.
@@ -107,22 +107,24 @@ def write_matrix(group: Any, key: str, matrix: CsrFiles) -> None:
     num_rows = len(matrix.indptr) - 1
     folder = group.require_group(key)
     folder.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [num_rows, num_rows]})
-    for name, stretch in (("indices", matrix.indices), ("data", matrix.data)):
+    # one type for both, or scipy's conversions, which scanpy's umap uses, refuse the matrix
+    index_dtype = np.dtype(np.int32 if matrix.indptr[-1] <= np.iinfo(np.int32).max else np.int64)
+    for name, stretch, dtype in (("indices", matrix.indices, index_dtype), ("data", matrix.data, matrix.data.dtype)):
         shard = _INNER_CHUNK * _CHUNKS_PER_SHARD
         array = folder.create_array(
             name,
             shape=(len(stretch),),
             chunks=(_INNER_CHUNK,),
             shards=(shard,),
-            dtype=stretch.dtype,
-            compressors=[blosc_codec(stretch.dtype)],
+            dtype=dtype,
+            compressors=[blosc_codec(dtype)],
             fill_value=0,
             overwrite=True,
         )
         for start in range(0, len(stretch), shard):
             stop = min(start + shard, len(stretch))
-            array[start:stop] = stretch.read(start, stop)
-    folder.create_array("indptr", data=matrix.indptr, chunks=(names.INDPTR_CHUNK,), overwrite=True)
+            array[start:stop] = stretch.read(start, stop).astype(dtype, copy=False)
+    folder.create_array("indptr", data=matrix.indptr.astype(index_dtype), chunks=(names.INDPTR_CHUNK,), overwrite=True)
 
 
 def write_table(group: Any, key: str, table_nd: NDArray[np.float32]) -> None:

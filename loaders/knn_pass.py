@@ -25,6 +25,7 @@ from unicoord_atlas.neighbors.knn import (
     needs_lists,
     recall,
     save_lists,
+    search_in_one_thread,
     true_distances,
 )
 
@@ -136,11 +137,17 @@ def write_neighbors(
     indices.next_row = distances.next_row = min(indices.next_row, distances.next_row)
     progress(distances.next_row)
     left = pieces(task.num_points, distances.next_row, _QUERIES)
-    for found_nk, distances_nk in run(partial(_neighbors_of_piece, task), left):
+    for found_nk, distances_nk in run(partial(_neighbors_beside_others, task), left):
         indices.append(found_nk)
         distances.append(distances_nk)
         progress(len(found_nk))
     _searches.cache_clear()  # the lists of a finished pass would stay in memory
+
+
+def _neighbors_beside_others(task: KnnTask, rows: Rows) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    if any(group.lists is not None for group in task.groups):
+        search_in_one_thread()
+    return _neighbors_of_piece(task, rows)
 
 
 def _neighbors_of_piece(task: KnnTask, rows: Rows) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

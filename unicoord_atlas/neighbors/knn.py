@@ -127,9 +127,9 @@ def load_lists(path: Path) -> Any:
     return faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
 
 
-def limit_threads(threads: int) -> None:
-    """Threads of one search by lists."""
-    import_faiss().omp_set_num_threads(threads)
+def search_in_one_thread() -> None:
+    """Have faiss search in the calling thread alone: where others work beside it, its own would only be in the way."""
+    import_faiss().omp_set_num_threads(1)  # OpenMP keeps the number for each thread that asks
 
 
 def nearest(
