@@ -22,8 +22,12 @@ class Part:
     """Inner chunk that it lies in; starts are counted from the chunk's."""
     start: int
     stop: int
-    pieces: tuple[tuple[int, NDArray[Any]], ...]
-    """(start, destination) of each run of wanted entries."""
+    out: NDArray[Any]
+    """Filled with the entries that are wanted."""
+    pieces: NDArray[np.int64] | None
+    """(p, 2) start:stop of the runs that are wanted, counted from `start`; None if all are."""
+    num_decoded: int
+    """Entries that are decoded to get those wanted."""
 
 
 class EntryReader(Protocol):
@@ -48,12 +52,12 @@ class ArrayReader:
         """A part a range."""
         filled = 0
         for start, stop in spans.tolist():
-            yield Part(0, start, stop, ((start, out[filled : filled + stop - start]),))
+            yield Part(0, start, stop, out[filled : filled + stop - start], None, stop - start)
             filled += stop - start
 
     def decode(self, part: Part) -> None:
         """Read one part."""
-        part.pieces[0][1][:] = self._array[part.start : part.stop]
+        part.out[:] = self._array[part.start : part.stop]
 
 
 def is_sharded_blosc(array: Any) -> bool:

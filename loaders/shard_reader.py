@@ -61,44 +61,38 @@ class ShardReader:
         self._inner_chunk = inner_chunk
         self._chunks_per_shard = chunks_per_shard
         self._where = where
-        self._near = BLOSC_BLOCKSIZE // dtype.itemsize
+        self._block = BLOSC_BLOCKSIZE
         self._thread = threading.local()
         self._shards: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint64]]] = {}
         self._chunks: dict[int, NDArray[np.uint8]] = {}
 
     def parts(self, spans: NDArray[np.int64], out: NDArray[Any]) -> Iterator[Part]:
-        """Cut entry ranges start:stop at the borders of inner chunks; join those so near that they share a block."""
-        pieces: list[tuple[int, NDArray[Any]]] = []
-        last_chunk, stop = -1, 0
-        for chunk, start, piece in self._pieces(spans, out):
-            if pieces and not (chunk == last_chunk and 0 <= start - stop <= self._near):
-                yield Part(last_chunk, pieces[0][0], stop, tuple(pieces))
-                pieces = []
-            pieces.append((start, piece))
-            last_chunk, stop = chunk, start + len(piece)
-        if pieces:
-            yield Part(last_chunk, pieces[0][0], stop, tuple(pieces))
-
-    def _pieces(self, spans: NDArray[np.int64], out: NDArray[Any]) -> Iterator[tuple[int, int, NDArray[Any]]]:
-        filled = 0
-        for start, stop in spans.tolist():
-            while start < stop:
-                chunk, offset = divmod(start, self._inner_chunk)
-                count = min(stop - start, self._inner_chunk - offset)
-                yield chunk, offset, out[filled : filled + count]
-                start, filled = start + count, filled + count
+        """Cut entry ranges start:stop at the borders of inner chunks; join those with no block to leave out between."""
+        chunks, pieces = _cut(spans, self._inner_chunk)
+        if not len(pieces):
+            return
+        filled = np.concatenate([[0], np.cumsum(pieces[:, 1] - pieces[:, 0])])
+        first_block, last_block = pieces[:, 0] // self._block, (pieces[:, 1] - 1) // self._block
+        apart = (np.diff(chunks) != 0) | (pieces[1:, 0] < pieces[:-1, 1]) | (first_block[1:] > last_block[:-1] + 1)
+        begins = np.concatenate([[0], np.flatnonzero(apart) + 1])
+        ends = np.append(begins[1:], len(pieces))
+        starts, stops = pieces[begins, 0], pieces[ends - 1, 1]
+        num_decoded = (last_block[ends - 1] - first_block[begins] + 1) * self._block
+        facts = (begins, ends, chunks[begins], starts, stops, filled[begins], filled[ends], num_decoded)
+        for begin, end, chunk, start, stop, into, until, decoded in zip(*(f.tolist() for f in facts), strict=True):
+            wanted = None if until - into == stop - start else pieces[begin:end] - start
+            yield Part(chunk, start, stop, out[into:until], wanted, min(decoded, self._inner_chunk))
 
     def decode(self, part: Part) -> None:
         """Read one part; DataError names the shard and its rows if it is damaged."""
-        if len(part.pieces) == 1:
-            self._decode_range(part.chunk, part.start, part.pieces[0][1])
+        if part.pieces is None:
+            self._decode_range(part.chunk, part.start, part.out)
             return
         if not hasattr(self._thread, "scratch"):
             self._thread.scratch = np.empty(self._inner_chunk, self._dtype)
         scratch = self._thread.scratch[: part.stop - part.start]
         self._decode_range(part.chunk, part.start, scratch)
-        for start, out in part.pieces:
-            out[:] = scratch[start - part.start : start - part.start + len(out)]
+        np.concatenate([scratch[start:stop] for start, stop in part.pieces.tolist()], out=part.out)
 
     def _decode_range(self, chunk: int, start: int, out: NDArray[Any]) -> None:
         encoded = self._chunks.get(chunk)
@@ -160,6 +154,17 @@ class ShardReader:
     def _damaged(self, chunk: int) -> DataError:
         shard, position = divmod(chunk, self._chunks_per_shard)
         return DataError(f"{self._where(shard)}: inner chunk {position} is damaged; restore the file or ingest again")
+
+
+def _cut(spans: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Inner chunk of each piece, and (p, 2) its start:stop counted from the chunk's, of spans cut at their borders."""
+    spans = spans[spans[:, 1] > spans[:, 0]]
+    first = spans[:, 0] // size
+    num_pieces = (spans[:, 1] - 1) // size - first + 1
+    before = np.cumsum(num_pieces) - num_pieces
+    chunks = np.repeat(first - before, num_pieces) + np.arange(int(num_pieces.sum()))
+    pieces = np.repeat(spans, num_pieces, axis=0) - (chunks * size)[:, None]
+    return chunks, np.clip(pieces, 0, size)
 
 
 @cache

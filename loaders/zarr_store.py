@@ -41,6 +41,8 @@ class ZarrStore:
         self.uri = uri
         self._path = Path(uri)
         self._process = os.getpid()
+        self.entries_decoded = 0
+        """Since the store was opened: over the entries read, because blocks are decoded whole."""
         self.manifest = read_manifest(self._path)
         require_files(self._path, self.manifest)
         try:
@@ -117,6 +119,7 @@ class ZarrStore:
             for part in reader.parts(spans, into)
         ]
         _in_threads(self._pool, reads)
+        self.entries_decoded += sum(part.num_decoded for _, part in reads) // len(self._readers)
         return CsrRows(indptr, indices, data)
 
     def to_dask(self, dtype: DTypeLike = np.float32) -> Any:

@@ -56,13 +56,35 @@ def test_every_cell_comes_once_an_epoch_over_all_ranks(store, world_size, rows, 
         assert len(batches[0]) == len(streams[0])
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_workers_deliver_the_same_batches(store, rank):
-    alone, with_workers = make(store, rank, 2), make(store, rank, 2, num_workers=2)
-    for one, other in zip(alone, with_workers, strict=True):
-        assert one.rows_n.tolist() == other.rows_n.tolist()
-        assert one.counts.data.tolist() == other.counts.data.tolist()
-    assert with_workers.state_dict() == alone.state_dict()
+@pytest.mark.parametrize("world_size", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
+def test_workers_deliver_the_same_batches(store, world_size):
+    ranks = range(world_size)
+    with_workers = [make(store, rank, world_size, num_workers=2) for rank in ranks]
+    iterators = [iter(stream) for stream in with_workers]
+    firsts = [next(iterator) for iterator in iterators]  # all ranks' workers start together
+    delivered = [[first, *iterator] for first, iterator in zip(firsts, iterators, strict=True)]
+    assert sorted(together(map(ledger, delivered))) == list(range(NUM_ROWS))
+    for rank in ranks:
+        alone = make(store, rank, world_size)
+        for one, other in zip(alone, delivered[rank], strict=True):
+            assert one.rows_n.tolist() == other.rows_n.tolist()
+            assert one.counts.data.tolist() == other.counts.data.tolist()
+        assert with_workers[rank].state_dict() == alone.state_dict()
+
+
+def test_scattered_rows_decode_no_block_twice(counts, tmp_path):
+    scattered = open_store(write_store(tmp_path / "atlas.zarr", counts))
+    every_fifth = np.arange(0, NUM_ROWS, 5)
+    one_window = make(scattered, rows=every_fifth, order="stored", window_cells=NUM_ROWS, batch_size=10)
+    assert ledger(one_window) == every_fifth.tolist()
+    assert scattered.entries_decoded <= -(-counts.nnz // 200) * 200  # inner chunks of 200 entries, each once at most
+
+
+def test_batches_are_handed_out_as_scipy_matrices(store, counts):
+    batch = next(iter(make(store)))
+    matrix = batch.counts.to_scipy()
+    assert (matrix.data.dtype, matrix.indices.dtype) == (np.float32, np.int32)
+    assert (matrix != counts[batch.rows_n.numpy()]).nnz == 0
 
 
 def test_batches_carry_the_right_cells(store, counts):
