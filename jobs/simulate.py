@@ -21,7 +21,7 @@ from unicoord_atlas.loaders.source_files import H5_SUFFIXES
 from unicoord_atlas.loaders.sources import open_source
 from unicoord_atlas.simulate import Organ
 
-from .ingest import atlas_var
+from .ingest_write import atlas_var
 from .organ_file import write_organ
 from .workdir import check_output, finished_directory
 
