@@ -3,7 +3,8 @@
 Tasks, none of which looks at pbmc3k:
     pbmc        train on 80 % of pbmc8k, as two sources of which one did not measure a fifth of the genes; scored on
                 pbmc4k, on the other 20 % at 0.4 of their depth ("shallow"), and on the same cells as another chemistry
-                might see them ("chemistry": log-normal gene effects, 15 % of the genes missing)
+                might see them ("chemistry": log-normal gene effects, 15 % of the genes missing), and on the control
+                cells of kang_muscat_subset ("kang": another laboratory, 1,267 genes)
     rnamix      proportions of three cell lines: R2 over 5 folds, and trained on one platform
     worm        embryo time (R2) and cell type (accuracy) of held-out cells
     cell_lines  trained on CEL-seq2, scored on Drop-seq
@@ -53,6 +54,13 @@ PAPER_LINES = {
 TASKS = ("pbmc", "rnamix", "worm", "cell_lines")
 SHALLOW = 0.4
 GENE_EFFECT_SD = 0.7
+KANG_TYPES = {
+    "B cells": "B",
+    "CD4 T cells": "CD4 T",
+    "CD8 T cells": "CD8 T",
+    "CD14+ Monocytes": "CD14 Mono",
+    "FCGR3A+ Monocytes": "FCGR3A Mono",
+}
 
 
 def main() -> int:
@@ -123,7 +131,7 @@ def score_pbmc(data: Path, settings: list[str]) -> dict[str, float]:
     chemistry.X = _thinned(held_out.X, 0.6 * np.minimum(effects / np.quantile(effects, 0.95), 1), draw)
     chemistry = chemistry[:, draw.random(cells.n_vars) >= 0.15].copy()
     scores = {}
-    for title, query in (("4k", other), ("shallow", shallow), ("chemistry", chemistry)):
+    for title, query in (("4k", other), ("shallow", shallow), ("chemistry", chemistry), ("kang", _kang(data))):
         accuracy, nll = _label_scores(reference, query, "cell_type")
         scores |= {f"{title} accuracy": accuracy, f"{title} nll": nll}
     return scores | {"error": _error(reference, held_out)}
@@ -182,6 +190,14 @@ def _pbmc(data: Path, name: str) -> anndata.AnnData:
     labels = labels.map(dict(zip(table["label"], table["cell_type"], strict=True)))
     obs = pd.DataFrame({"cell_type": labels.to_numpy()}, index=cells.obs_names)
     return anndata.AnnData(sp.csr_matrix(cells.X, dtype=np.float32), obs=obs, var=cells.var)
+
+
+def _kang(data: Path) -> anndata.AnnData:
+    """Control cells of another laboratory, their types named as in pbmc8k."""
+    cells = anndata.read_h5ad(data / "kang_muscat_subset" / "kang_muscat_subset.h5ad")
+    cells = cells[cells.obs["group_id"] == "ctrl"].copy()
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).map(KANG_TYPES).to_numpy()
+    return cells
 
 
 def _thinned(counts: sp.csr_matrix, keep_g: np.ndarray, draw: np.random.Generator) -> sp.csr_matrix:
