@@ -36,6 +36,7 @@ from unicoord_atlas.training.run import Training
 from unicoord_atlas.training.signals import Stopped
 
 from .diffusion import graph_of, latent_table, with_neighbors
+from .run_identity import by_dotted_name, claim, refuse_other
 from .workdir import finished_directory
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class TrainOptions:
 def run(options: TrainOptions) -> dict[str, Any]:
     """Train, or go on training, and leave RUN/model: the best checkpoint, calibrated."""
     store, config = open_store(options.store), options.config
-    _refuse_other(options, store)
+    refuse_other(options.out, store, config)
     finished = _finished(options.out)
     if finished is not None:
         _say(f"{options.out} is finished already, from the same atlas and settings")
@@ -74,7 +75,7 @@ def run(options: TrainOptions) -> dict[str, Any]:
     expected = estimate(run, options.config.stream.memory_bytes)
     if accelerator.is_main_process:
         _say(expected)
-    accelerator.init_trackers("tensorboard", config=_flat(config))
+    accelerator.init_trackers("tensorboard", config=by_dotted_name(config))
     try:
         progress = run_training(run)
     except Stopped as stopped:
@@ -115,55 +116,6 @@ def _table(store: CellStore, name: str) -> pd.DataFrame:
     )
 
 
-def _facts(options: TrainOptions, store: CellStore) -> dict[str, Any]:
-    """What tells a run from another."""
-    return {
-        "atlas": Path(store.uri).name,
-        "fingerprint": store.fingerprint,
-        "settings": options.config.model_dump(mode="json"),
-    }
-
-
-def _refuse_other(options: TrainOptions, store: CellStore) -> None:
-    """DataError if --out is something else than this very run."""
-    known, facts = options.out / "run.json", _facts(options, store)
-    if known.exists():
-        before = read_json(known)
-        differs = [key for key in ("atlas", "fingerprint") if before.get(key) != facts[key]]
-        differs += _differing(before.get("settings", {}), facts["settings"])
-        if differs:
-            raise DataError(
-                f"{options.out} is another run ({', '.join(differs)} differ); "
-                "choose another --out, or remove it to start anew"
-            )
-        return
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise DataError(f"{options.out} exists and is no run of unicoord-atlas; choose another --out")
-
-
-def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Dotted names of settings that are not the same."""
-    return [name for name in _dotted(now) if _look(before, name) != _look(now, name)]
-
-
-def _dotted(settings: dict[str, Any]) -> list[str]:
-    names = [f"{section}.{key}" for section, values in settings.items() if isinstance(values, dict) for key in values]
-    return names + [key for key, value in settings.items() if not isinstance(value, dict)]
-
-
-def _look(settings: dict[str, Any], name: str) -> Any:
-    section, _, key = name.partition(".")
-    return settings.get(section, {}).get(key) if key else settings.get(section)
-
-
-def _claim(options: TrainOptions, store: CellStore) -> None:
-    """Make the run directory, once all that was asked for has been found sound."""
-    if not (options.out / "run.json").exists():
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "run.toml").write_text(options.config.to_toml(), encoding="utf-8")
-        write_json(options.out / "run.json", _facts(options, store))
-
-
 def _listed_genes(config: RunConfig, store: CellStore) -> np.ndarray[Any, np.dtype[np.int64]] | None:
     if config.data.genes in ("all", "highly_variable"):
         return None
@@ -180,12 +132,6 @@ def _listed_genes(config: RunConfig, store: CellStore) -> np.ndarray[Any, np.dty
             f"{path}: none of its genes is in {store.uri}; it wants one gene a line, like {store.schema.genes[0]}"
         )
     return found
-
-
-def _flat(config: RunConfig) -> dict[str, str]:
-    """Settings by dotted name, as trackers want them."""
-    sections = config.model_dump(mode="json")
-    return {name: str(_look(sections, name)) for name in _dotted(sections)}
 
 
 def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, accelerator: Accelerator) -> Training:
@@ -210,7 +156,7 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
     model = build_model(config, store.schema, store.normalization, prepared, genes, profile).to(accelerator.device)
     accelerator.wait_for_everyone()  # all have seen that the run directory is free, or theirs
     if accelerator.is_main_process:
-        _claim(options, store)
+        claim(options.out, store, config)
         _precision(options, accelerator.device)
     accelerator.wait_for_everyone()
     model.compute_dtype = _precision(options, accelerator.device)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicoord_atlas.config import RECIPES, RunConfig
+from unicoord_atlas.config import RunConfig
+from unicoord_atlas.recipes import RECIPES
 from unicoord_atlas.errors import ConfigError
 
 

@@ -1,7 +1,7 @@
 """RunConfig: every setting of a run, from one TOML file, checked once, frozen.
 
 The defaults are the recipe "default"; `recipe = "paper"` and `"released"` replace the lines that differ
-(`RECIPES`), and whatever the file or `--set` says has the last word.
+(`recipes.RECIPES`), and whatever the file or `--set` says has the last word.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import ConfigError
+from .recipes import RECIPES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -224,46 +225,6 @@ class RunConfig(_Section):
                 fields = type(section).model_fields
                 lines += [_line(key, getattr(section, key), fields[key], comments) for key in fields]
         return "\n".join(lines) + "\n"
-
-
-RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "default": {},
-    "paper": {
-        "data": {"mask_unmeasured": False, "min_cells": 0},
-        "latent": {"standardize": False},
-        "loss": {"beta": 1.0, "beta_warmup_steps": 0},
-        "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
-        "model": {"output_bias": "default", "relu_gradient": "y", "encoder_min_cells": 0},
-        "train": {
-            "warmup_steps": 0,
-            "early_stopping_patience": 0,
-            "average": False,
-            "learning_rate_rule": "constant",
-        },
-    },
-    "released": {
-        "data": {"mask_unmeasured": False, "min_cells": 200, "validation_fraction": 0.0},
-        "latent": {"standardize": False},
-        "loss": {
-            "beta": 30.0,
-            "beta_warmup_steps": 0,
-            "capacity_nats": 5.0,
-            "diffusion": 0.001,
-            "clustering": 0.001,
-            "per_gene": True,
-        },
-        "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
-        "model": {"output_bias": "default", "relu_gradient": "y", "encoder_min_cells": 0},
-        "train": {
-            "epochs": 100,
-            "batch_size": 128,
-            "warmup_steps": 0,
-            "early_stopping_patience": 0,
-            "average": False,
-            "learning_rate_rule": "constant",
-        },
-    },
-}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

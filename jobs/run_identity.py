@@ -1,0 +1,66 @@
+"""What tells a training run from another: its atlas and settings, kept in run.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unicoord_atlas.errors import DataError
+from unicoord_atlas.training.checkpoint import read_json, write_json
+
+if TYPE_CHECKING:
+    from unicoord_atlas.config import RunConfig
+    from unicoord_atlas.loaders.store import CellStore
+
+
+def refuse_other(out: Path, store: CellStore, config: RunConfig) -> None:
+    """DataError if `out` is something else than this very run."""
+    known, facts = out / "run.json", _facts(store, config)
+    if known.exists():
+        before = read_json(known)
+        differs = [key for key in ("atlas", "fingerprint") if before.get(key) != facts[key]]
+        differs += _differing(before.get("settings", {}), facts["settings"])
+        if differs:
+            raise DataError(
+                f"{out} is another run ({', '.join(differs)} differ); choose another --out, or remove it to start anew"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists and is no run of unicoord-atlas; choose another --out")
+
+
+def claim(out: Path, store: CellStore, config: RunConfig) -> None:
+    """Make the run directory, once all that was asked for has been found sound."""
+    if not (out / "run.json").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "run.toml").write_text(config.to_toml(), encoding="utf-8")
+        write_json(out / "run.json", _facts(store, config))
+
+
+def by_dotted_name(config: RunConfig) -> dict[str, str]:
+    """Settings by dotted name, as trackers want them."""
+    sections = config.model_dump(mode="json")
+    return {name: str(_look(sections, name)) for name in _dotted(sections)}
+
+
+def _facts(store: CellStore, config: RunConfig) -> dict[str, Any]:
+    return {
+        "atlas": Path(store.uri).name,
+        "fingerprint": store.fingerprint,
+        "settings": config.model_dump(mode="json"),
+    }
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Dotted names of settings that are not the same."""
+    return [name for name in _dotted(now) if _look(before, name) != _look(now, name)]
+
+
+def _dotted(settings: dict[str, Any]) -> list[str]:
+    names = [f"{section}.{key}" for section, values in settings.items() if isinstance(values, dict) for key in values]
+    return names + [key for key, value in settings.items() if not isinstance(value, dict)]
+
+
+def _look(settings: dict[str, Any], name: str) -> Any:
+    section, _, key = name.partition(".")
+    return settings.get(section, {}).get(key) if key else settings.get(section)
