@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unicoord_atlas.config import RunConfig
-from unicoord_atlas.recipes import RECIPES
 from unicoord_atlas.errors import ConfigError
+from unicoord_atlas.recipes import RECIPES
 
 
 def test_default_toml_reads_back_to_the_defaults(tmp_path):
