@@ -52,6 +52,7 @@ def main() -> int:
         "--quick", action="store_true", help="20,000 cells instead of 200,000 (hardly more than a window), one round"
     )
     parser.add_argument("--peer-python", help="a Python >= 3.12 with annbatch; without it those bars are SHORT")
+    parser.add_argument("--rounds", type=int, default=3, help="of the fast loaders; --quick has one")
     parser.add_argument("--work", type=Path, help="keep the inputs here, and use those that are there")
     parser.add_argument("--prepare", action="store_true", help="only make the inputs")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="measure these; --json has the others")
@@ -95,7 +96,7 @@ def measure(inputs: Inputs, args: argparse.Namespace) -> dict[str, Any]:
 def measure_fast(inputs: Inputs, args: argparse.Namespace, best: dict[str, Any]) -> list[dict[str, Any]]:
     """A row a loader and batch size, from several rounds in which they take turns."""
     rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for _ in range(1 if args.quick else 3):
+    for _ in range(1 if args.quick else args.rounds):
         for batch in BATCHES:
             for name in ("limit", "ours", "ours_wide"):
                 plain = ["--no-mixing"] if name == "limit" else []
@@ -123,8 +124,6 @@ def best_setting(inputs: Inputs, args: argparse.Namespace, batch: int) -> tuple[
     """The chunk size and preload with which annbatch is fastest."""
     settings = [(chunk, windows * WINDOW) for chunk, windows in PEER_SETTINGS]
     speeds = {setting: peer(inputs, args, batch, *setting)["cells_per_second"] for setting in settings}
-    for (chunk, preload), speed in speeds.items():
-        print(f"annbatch batch {batch} chunk {chunk} preload {preload}: {speed:,.0f} cells/s", file=sys.stderr)
     return max(speeds, key=lambda setting: speeds[setting])
 
 
@@ -141,6 +140,8 @@ def run(name: str, path: Path, batch: int, *options: object, python: str = sys.e
     last = result["epochs"][-1]
     options_used = " ".join(map(str, options))
     speed, cpu = last["cells"] / last["seconds"], last["cpu_seconds"] / last["cells"]
+    facts = f"{speed:,.0f} cells/s, {cpu * 1e6:.1f} us of CPU a cell, {memory.peak / 2**20:,.0f} MiB"
+    print(f"{name} {batch} {options_used}: {facts}", file=sys.stderr)
     return {**result, "options": options_used, "cells_per_second": speed, "cpu_per_cell": cpu, **vars(memory)}
 
 
