@@ -170,7 +170,7 @@ def measure_starts(inputs: Inputs, quick: bool) -> dict[str, float]:
     return {"small_peak": peaks[0], "large_peak": peaks[1], **medians}
 
 
-NOT_RUN = {"cells_per_second": float("inf")}
+NOT_RUN = {"cells_per_second": float("nan")}
 Bar = tuple[str, float, str, float, bool]
 
 
@@ -206,7 +206,7 @@ def loader_bars(rows: list[dict[str, Any]]) -> list[Bar]:
             theirs = found["annbatch", batch]
             bars.append(at_most(f"memory_of_annbatch_{batch}", ours["peak"] / theirs["peak"], 1.0))
             entropy = ours["mixing"]["entropy"] / theirs["mixing"]["entropy"]
-            bars.append(at_least(f"entropy_of_annbatch_{batch}", entropy, 0.99))  # 1 % is what a seed makes of it
+            bars.append(at_least(f"entropy_of_annbatch_{batch}", entropy, 0.99))  # of two seeds it has a deviation of 0.6 %
     return bars
 
 
