@@ -206,7 +206,7 @@ def loader_bars(rows: list[dict[str, Any]]) -> list[Bar]:
             theirs = found["annbatch", batch]
             bars.append(at_most(f"memory_of_annbatch_{batch}", ours["peak"] / theirs["peak"], 1.0))
             entropy = ours["mixing"]["entropy"] / theirs["mixing"]["entropy"]
-            bars.append(at_least(f"entropy_of_annbatch_{batch}", entropy, 0.99))  # of two seeds it has a deviation of 0.6 %
+            bars.append(at_least(f"entropy_of_annbatch_{batch}", entropy, 0.99))  # seeds: 0.6 %
     return bars
 
 
