@@ -1,24 +1,40 @@
-"""Several processes train as one does."""
+"""Several processes train as one does; they stop together; a killed, stopped or starved run loses nothing."""
 
+import json
 import os
+import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from two_ranks import CASES, CELLS, FixedBatches
+from two_ranks import BAD_STEP, CASES, CELLS, FixedBatches
 
 from unicoord_atlas.config import TrainConfig
-from unicoord_atlas.errors import ConfigError, UnicoordError, UsageError
+from unicoord_atlas.errors import ConfigError, DataError, UnicoordError, UsageError
 from unicoord_atlas.jobs.launch import LaunchOptions, exit_code
+from unicoord_atlas.training.checkpoint import Parts, Progress, load_checkpoint, save_checkpoint
 from unicoord_atlas.training.metrics import read_metrics, require_finite_weights
 from unicoord_atlas.training.optimizer import part_size
 from unicoord_atlas.training.ranks import make_accelerator
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 TORCHRUN = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+COMMAND = [sys.executable, "-m", "unicoord_atlas.jobs.cli"]
+LAUNCH = [*COMMAND, "launch", "--processes", "2"]
+SETTINGS = [
+    'latent.discrete=["cell_type"]',
+    "model.hidden=[32,16]",
+    "train.epochs=4000",
+    "train.batch_size=64",
+    "train.precision=fp32",
+    "train.checkpoint_every_steps=5",
+    "train.trackers=[]",
+]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +92,16 @@ def test_what_cannot_be_is_refused(tmp_path, setting):
         make_accelerator(TrainConfig(**setting), torch.device("cpu"), tmp_path)
 
 
+def test_a_loss_that_is_not_finite_stops_all_ranks(runs):
+    """One rank's batch is spoiled; both name step and term, and the last good checkpoint stays the latest."""
+    for rank in range(2):
+        message = (runs[2] / "nan" / f"error-{rank}.txt").read_text()
+        assert f"step {BAD_STEP}" in message
+        assert "'reconstruction' is nan" in message
+    latest = json.loads((runs[2] / "nan" / "checkpoints" / "latest.json").read_text())
+    assert latest == {"checkpoint": "step-00000006"}
+
+
 def test_weights_that_are_not_finite_are_not_saved():
     layer = torch.nn.Linear(3, 2)
     require_finite_weights(layer, 7)
@@ -111,3 +137,115 @@ def test_launch_asks_for_what_it_needs():
     for options in ({"command": []}, {"command": ["launch"]}, {"command": ["train"], "nnodes": 2}):
         with pytest.raises(UsageError, match="launch"):
             LaunchOptions(**options)
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory) -> Path:
+    from test_main_job import write_cells
+
+    from unicoord_atlas.jobs import ingest
+
+    folder = tmp_path_factory.mktemp("atlas")
+    write_cells(folder / "cells.h5ad", 1)
+    ingest.run(ingest.IngestOptions([str(folder / "cells.h5ad")], folder / "atlas.zarr", labels=["cell_type"]))
+    return folder / "atlas.zarr"
+
+
+def _train(atlas: Path, out: Path, *more: str) -> list[str]:
+    settings = [word for setting in [*SETTINGS, *more] for word in ("--set", setting)]
+    return ["train", str(atlas), "--out", str(out), *settings]
+
+
+def _started(command: list[str], out: Path) -> subprocess.Popen:
+    """The command, once it has trained an epoch."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    return process
+
+
+def _latest(out: Path) -> int:
+    return int(json.loads((out / "checkpoints" / "latest.json").read_text())["checkpoint"].removeprefix("step-"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_of_one_process_is_saved(atlas, tmp_path, number, code):
+    out = tmp_path / "run"
+    with _started([*COMMAND, *_train(atlas, out)], out) as process:
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+        said = process.stderr.read()
+    assert f"after step {_latest(out)}; the same command goes on" in said
+
+
+def test_ranks_stop_together_and_go_on_in_another_number(atlas, tmp_path):
+    """SIGTERM to the launcher: saved, 143.  One rank killed: 75.  Then one process goes on, to the end."""
+    out = tmp_path / "run"
+    with _started([*LAUNCH, *_train(atlas, out)], out) as process:
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+        assert "the same command goes on" in process.stderr.read()
+    stopped_at = _latest(out)
+    with subprocess.Popen(
+        [*LAUNCH, *_train(atlas, out)], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        while _latest(out) < stopped_at + 10:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        os.kill(_worker(process.pid), signal.SIGKILL)
+        assert process.wait(timeout=60) == 75
+        assert f"going on after step {stopped_at} " in process.stderr.read()
+    steps = [entry["step"] for entry in read_metrics(out / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+    with subprocess.Popen(
+        [*COMMAND, *_train(atlas, out)], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        before = _latest(out)
+        while _latest(out) < before + 10:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+
+
+def _worker(launcher: int) -> int:
+    """The last process that a launcher started."""
+    import psutil
+
+    return max(child.pid for child in psutil.Process(launcher).children() if "cli" in " ".join(child.cmdline()))
+
+
+def test_launch_keeps_the_code_of_a_bad_setting(atlas, tmp_path):
+    command = [*LAUNCH, *_train(atlas, tmp_path / "run", "train.batch_size=1")]
+    ended = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+    assert ended.returncode == ConfigError.exit_code, ended.stderr
+    assert "train.batch_size = 1 cannot be cut into 2 parts" in ended.stderr
+
+
+def _parts(seed: int) -> Parts:
+    torch.manual_seed(seed)
+    model = torch.nn.Linear(300, 200)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(300)).sum().backward()
+    optimizer.step()
+    return Parts(model, optimizer)
+
+
+@pytest.mark.parametrize("room", [1_000, 300_000])
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, room):
+    """Files may have `room` bytes: too few for the weights, or for Adam's moments only."""
+    saved = _parts(0)
+    save_checkpoint(tmp_path, saved, Progress(step=5))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"step-00000006: cannot be saved .* the checkpoint before it stays"):
+            save_checkpoint(tmp_path, _parts(1), Progress(step=6), best=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.json", "step-00000005"]
+    loaded = _parts(2)
+    assert load_checkpoint(tmp_path, loaded, torch.device("cpu")).step == 5
+    for ours, theirs in zip(loaded.model.parameters(), saved.model.parameters()):
+        assert torch.equal(ours, theirs)

@@ -71,6 +71,7 @@ CASES = {
     "double": {},
     "double_parts": {"accumulate_steps": 2, "clip_norm": 30.0},
     "single": {},
+    "nan": {"checkpoint_every_steps": 3},
 }
 
 
