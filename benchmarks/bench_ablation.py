@@ -40,7 +40,6 @@ PAPER_LINES = {
     "latent.standardize": ["latent.standardize=false"],
     "loss.beta": ["loss.beta=1.0"],
     "loss.beta_warmup_steps": ["loss.beta_warmup_steps=0"],
-    "loss.class_weights": ["loss.class_weights=sqrt"],
     "augment.thinning": ["augment.thinning=0.0"],
     "augment.gene_dropout": ["augment.gene_dropout=0.0"],
     "augment.gene_panels": ["augment.gene_panels=0.0"],
