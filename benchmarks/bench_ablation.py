@@ -5,6 +5,8 @@ Tasks, none of which looks at pbmc3k:
                 pbmc4k, on the other 20 % at 0.4 of their depth ("shallow"), and on the same cells as another chemistry
                 might see them ("chemistry": log-normal gene effects, 15 % of the genes missing), and on the control
                 cells of kang_muscat_subset ("kang": another laboratory, 1,267 genes)
+    transfer    between laboratories and back on the genes they share: pbmc8k + pbmc4k to each condition of
+                kang_muscat_subset (control, interferon), and the whole of kang_muscat_subset to both; five types
     rnamix      proportions of three cell lines: R2 over 5 folds, and trained on one platform
     worm        embryo time (R2) and cell type (accuracy) of held-out cells
     cell_lines  trained on CEL-seq2, scored on Drop-seq
@@ -27,12 +29,16 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from sklearn.metrics import r2_score
+
+if TYPE_CHECKING:
+    from unicoord_atlas.reference import ReferenceModel
 
 PAPER_LINES = {
     "default": [],
@@ -46,11 +52,12 @@ PAPER_LINES = {
     "model.encoder_min_cells": ["model.encoder_min_cells=0"],
     "model.output_bias": ["model.output_bias=default"],
     "model.relu_gradient": ["model.relu_gradient=y"],
+    "loss.classification": ["loss.classification=100"],
     "train.warmup_steps": ["train.warmup_steps=0"],
     "train.average": ["train.average=false"],
     "all of them": ["recipe=paper"],
 }
-TASKS = ("pbmc", "rnamix", "worm", "cell_lines")
+TASKS = ("pbmc", "transfer", "rnamix", "worm", "cell_lines")
 SHALLOW = 0.4
 GENE_EFFECT_SD = 0.7
 KANG_TYPES = {
@@ -105,24 +112,12 @@ def score(task: str, data: Path, settings: list[str]) -> dict[str, float]:
 
 def score_pbmc(data: Path, settings: list[str]) -> dict[str, float]:
     """Cell types across depth, chemistry and gene lists, and the error of the reconstruction."""
-    from unicoord_atlas.config import RunConfig
-    from unicoord_atlas.jobs import ingest, train
-    from unicoord_atlas.jobs.export_reference import model_of_run
-    from unicoord_atlas.reference import ReferenceModel
-
     cells, other = _pbmc(data, "pbmc8k_raw_labelled"), _pbmc(data, "pbmc4k_soupx")
     draw = np.random.default_rng(7)
     part = draw.random(cells.n_obs)
     missing = draw.random(cells.n_vars) < 0.2
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        cells[part < 0.4].copy().write_h5ad(folder / "whole.h5ad")
-        cells[(part >= 0.4) & (part < 0.8), ~missing].copy().write_h5ad(folder / "panel.h5ad")
-        sources = [str(folder / "whole.h5ad"), str(folder / "panel.h5ad")]
-        ingest.run(ingest.IngestOptions(sources, folder / "atlas.zarr", labels=["cell_type"]))
-        config = RunConfig.load(None, ['latent.discrete=["cell_type", "source"]', *settings])
-        train.run(train.TrainOptions(folder / "atlas.zarr", folder / "run", config))
-        reference = ReferenceModel.load(model_of_run(folder / "run"))
+    sources = [cells[part < 0.4], cells[(part >= 0.4) & (part < 0.8), ~missing]]
+    reference = _reference(sources, settings)
     held_out = cells[part >= 0.8].copy()
     shallow, chemistry = held_out.copy(), held_out.copy()
     shallow.X = _thinned(held_out.X, np.full(cells.n_vars, SHALLOW), draw)
@@ -130,10 +125,49 @@ def score_pbmc(data: Path, settings: list[str]) -> dict[str, float]:
     chemistry.X = _thinned(held_out.X, 0.6 * np.minimum(effects / np.quantile(effects, 0.95), 1), draw)
     chemistry = chemistry[:, draw.random(cells.n_vars) >= 0.15].copy()
     scores = {}
-    for title, query in (("4k", other), ("shallow", shallow), ("chemistry", chemistry), ("kang", _kang(data))):
+    for title, query in (("4k", other), ("shallow", shallow), ("chemistry", chemistry), ("kang", _kang(data, "ctrl"))):
         accuracy, nll = _label_scores(reference, query, "cell_type")
         scores |= {f"{title} accuracy": accuracy, f"{title} nll": nll}
     return scores | {"error": _error(reference, held_out)}
+
+
+def score_transfer(data: Path, settings: list[str]) -> dict[str, float]:
+    """Cell types of another laboratory's cells, both ways, and the mean over the four queries."""
+    kang = {name: _kang(data, name) for name in ("ctrl", "stim")}
+    pbmc = {name: _pbmc(data, name) for name in ("pbmc8k_raw_labelled", "pbmc4k_soupx")}
+    shared = kang["ctrl"].var_names
+    for name, cells in pbmc.items():
+        cut = cells[:, cells.var_names.isin(shared)]
+        pbmc[name] = cut[np.asarray(cut.X.sum(axis=1)).ravel() > 0].copy()
+    scores = {}
+    for sources, queries in ((pbmc, kang), (kang, pbmc)):
+        reference = _reference(list(sources.values()), settings)
+        for name, query in queries.items():
+            known = query[query.obs["cell_type"].isin(KANG_TYPES.values()).to_numpy()].copy()
+            accuracy, nll = _label_scores(reference, known, "cell_type")
+            scores |= {f"{name} accuracy": accuracy, f"{name} nll": nll}
+    for metric in ("accuracy", "nll"):
+        scores[metric] = float(np.mean([value for name, value in scores.items() if name.endswith(f" {metric}")]))
+    return scores
+
+
+def _reference(sources: list[anndata.AnnData], settings: list[str]) -> ReferenceModel:
+    """A model of cell type and source, by the real jobs."""
+    from unicoord_atlas.config import RunConfig
+    from unicoord_atlas.jobs import ingest, train
+    from unicoord_atlas.jobs.export_reference import model_of_run
+    from unicoord_atlas.reference import ReferenceModel
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = [folder / f"source{number}.h5ad" for number in range(len(sources))]
+        for cells, file in zip(sources, files, strict=True):
+            cells.copy().write_h5ad(file)
+        options = ingest.IngestOptions([str(file) for file in files], folder / "atlas.zarr", labels=["cell_type"])
+        ingest.run(options)
+        config = RunConfig.load(None, ['latent.discrete=["cell_type", "source"]', *settings])
+        train.run(train.TrainOptions(folder / "atlas.zarr", folder / "run", config))
+        return ReferenceModel.load(model_of_run(folder / "run"))
 
 
 def score_rnamix(data: Path, settings: list[str]) -> dict[str, float]:
@@ -191,10 +225,10 @@ def _pbmc(data: Path, name: str) -> anndata.AnnData:
     return anndata.AnnData(sp.csr_matrix(cells.X, dtype=np.float32), obs=obs, var=cells.var)
 
 
-def _kang(data: Path) -> anndata.AnnData:
-    """Control cells of another laboratory, their types named as in pbmc8k."""
+def _kang(data: Path, condition: str) -> anndata.AnnData:
+    """Cells of another laboratory under a condition, their types named as in pbmc8k."""
     cells = anndata.read_h5ad(data / "kang_muscat_subset" / "kang_muscat_subset.h5ad")
-    cells = cells[cells.obs["group_id"] == "ctrl"].copy()
+    cells = cells[cells.obs["group_id"] == condition].copy()
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).map(KANG_TYPES).to_numpy()
     return cells
 

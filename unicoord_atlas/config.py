@@ -71,7 +71,7 @@ class LossConfig(_Section):
     capacity_nats: Weight = Field(0.0, description="0 = off; released: beta |C(t) - KL|, C from 0 to this")
     capacity_steps: Size = 25_000
     regression: Weight = 100.0
-    classification: Weight = 100.0
+    classification: Weight = Field(300.0, description="* paper: not stated; its code: 100")
     hierarchical: Weight = 10.0
     diffusion: Weight = Field(1.0, description="if there are diffusion dimensions; needs build-graph")
     diffusion_on: Literal["diffusion", "unsupervised"] = Field(
@@ -90,11 +90,11 @@ class AugmentConfig(_Section):
     """Changes to the encoder's input while training."""
 
     thinning: Share = Field(
-        0.5,
+        0.9,
         description="* keep probability ~ U(1 - thinning, 1) per cell on the encoder's raw counts; target unthinned",
     )
     gene_dropout: Share = Field(
-        0.5,
+        0.3,
         description="* share of a cell's genes hidden from the encoder, others scaled up: no gene decides alone",
     )
     gene_panels: Share = Field(

@@ -12,7 +12,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "paper": {
         "data": {"mask_unmeasured": False, "min_cells": 0},
         "latent": {"standardize": False},
-        "loss": {"beta": 1.0, "beta_warmup_steps": 0},
+        "loss": {"beta": 1.0, "beta_warmup_steps": 0, "classification": 100.0},
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
         "model": {"output_bias": "default", "relu_gradient": "y", "encoder_min_cells": 0},
         "train": {
@@ -29,6 +29,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
             "beta": 30.0,
             "beta_warmup_steps": 0,
             "capacity_nats": 5.0,
+            "classification": 100.0,
             "diffusion": 0.001,
             "clustering": 0.001,
             "per_gene": True,
