@@ -158,6 +158,18 @@ def build_graph(
 
 
 @app.command()
+def reorder(
+    store: Annotated[Path, typer.Argument(help="An atlas store with a graph (build-graph).")],
+    out: Annotated[Path, typer.Option(help="The new atlas store.")],
+    as_json: Json = False,
+) -> None:
+    """Write an atlas with a graph again so that neighbours lie close on disk; obs/original_row keeps where each was."""
+    from . import reorder as job
+
+    _finish(job.run(job.ReorderOptions(store, out)), as_json)
+
+
+@app.command()
 def info(
     path: Annotated[Path, typer.Argument(help="An atlas store, or any input file.")], as_json: Json = False
 ) -> None:

@@ -43,7 +43,7 @@ class CsrFiles:
         )
 
 
-class _EntryWriter:
+class EntryWriter:
     """Takes the rows of a matrix, one block after the other."""
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -73,7 +73,7 @@ class _EntryWriter:
 
 def distance_matrix(folder: Path, indices: RowFile, distances: RowFile) -> CsrFiles:
     """Distances of each cell to its neighbours, columns ascending; those of twins are stored zeros."""
-    out = _EntryWriter(folder, "sorted")
+    out = EntryWriter(folder, "sorted")
     indices_nk, distances_nk = indices.rows(), distances.rows()
     for start, stop in pieces(indices.shape[0]):
         out.append(_rows(indices_nk[start:stop], distances_nk[start:stop], indices.shape[0]))
@@ -85,13 +85,13 @@ def connectivity_matrix(folder: Path, indices: RowFile, distances: RowFile) -> C
     num_rows, k = indices.shape
     indices_nk, distances_nk = indices.rows(), distances.rows()
     total = sum(float(distances_nk[start:stop].sum(dtype=np.float64)) for start, stop in pieces(num_rows))
-    directed = _EntryWriter(folder, "directed")
+    directed = EntryWriter(folder, "directed")
     for start, stop in pieces(num_rows):
         weights_nk = membership(distances_nk[start:stop], total / (num_rows * (k + 1)))
         directed.append(_rows(indices_nk[start:stop], weights_nk, num_rows))
     weights = directed.finish()
     turned = turn_csc(weights.indptr, weights.indices, weights.data, num_rows, folder)
-    out = _EntryWriter(folder, "joined")
+    out = EntryWriter(folder, "joined")
     for start, stop in pieces(num_rows):
         block = turned.read(start, stop)
         back = sp.csr_matrix((block.data, block.indices, block.indptr), shape=(stop - start, num_rows))

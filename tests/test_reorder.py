@@ -1,0 +1,89 @@
+import anndata
+import numpy as np
+import pytest
+from stores import write_store
+from test_graph import build, clustered_counts, store_of
+
+from unicoord_atlas.errors import UsageError
+from unicoord_atlas.jobs import check, reorder
+from unicoord_atlas.jobs.reorder import ORIGINAL_ROW, ReorderOptions
+from unicoord_atlas.loaders.graph_store import Neighbors
+from unicoord_atlas.loaders.store import open_store
+from unicoord_atlas.loaders.zarr_layout import SIZE_FACTOR
+from unicoord_atlas.neighbors.space_order import split_order
+
+
+@pytest.fixture
+def atlas(tmp_path):
+    store_of(tmp_path / "atlas.zarr", clustered_counts())
+    build(tmp_path / "atlas.zarr")
+    return tmp_path / "atlas.zarr"
+
+
+def test_a_reordered_atlas_is_the_same_atlas_under_its_permutation(atlas, tmp_path):
+    reorder.run(ReorderOptions(atlas, tmp_path / "near.zarr"))
+    old, new = anndata.read_zarr(atlas), anndata.read_zarr(tmp_path / "near.zarr")
+    order = new.obs[ORIGINAL_ROW].to_numpy()
+    assert sorted(order) == list(range(old.n_obs))
+    assert not np.array_equal(order, np.arange(old.n_obs))
+    moved = anndata.AnnData(obs=old.obs, obsm=dict(old.obsm), obsp=dict(old.obsp))[order]
+    assert list(new.obs_names) == list(moved.obs_names)
+    np.testing.assert_array_equal(new.X.toarray(), old.X.toarray()[order])
+    np.testing.assert_array_equal(new.obs[SIZE_FACTOR], moved.obs[SIZE_FACTOR])
+    np.testing.assert_array_equal(new.obsm["X_pca"], moved.obsm["X_pca"])
+    np.testing.assert_array_equal(new.varm["PCs"], old.varm["PCs"])
+    for key in ("distances", "connectivities"):
+        assert (new.obsp[key] != moved.obsp[key]).nnz == 0
+        assert new.obsp[key].nnz == old.obsp[key].nnz
+        assert new.obsp[key].has_sorted_indices
+    check.run(tmp_path / "near.zarr")
+
+
+def test_neighbours_lie_closer_and_the_graph_is_known_as_this_atlas_s_own(atlas, tmp_path):
+    reorder.run(ReorderOptions(atlas, tmp_path / "near.zarr"))
+
+    def mean_step(path):
+        store = open_store(path)
+        indptr, indices = Neighbors(store).of(np.arange(store.n_obs))
+        return np.abs(np.repeat(np.arange(store.n_obs), np.diff(indptr)) - indices).mean()
+
+    assert mean_step(tmp_path / "near.zarr") < 0.6 * mean_step(atlas)
+    assert build(tmp_path / "near.zarr")["already_done"]
+
+
+def test_reorder_again_finds_it_finished_and_goes_on_between_its_two_parts(atlas, tmp_path, monkeypatch):
+    out = tmp_path / "near.zarr"
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reorder, "_write_graph", killed)
+        reorder.run(ReorderOptions(atlas, out))
+    assert reorder.run(ReorderOptions(atlas, out))["already_done"] is False
+    assert reorder.run(ReorderOptions(atlas, out))["already_done"] is True
+    assert len(Neighbors(open_store(out)).indptr) == 301
+
+
+def test_an_atlas_without_a_graph_is_refused(tmp_path):
+    counts = clustered_counts()
+    write_store(tmp_path / "atlas.zarr", counts, np.asarray(counts.sum(axis=1), np.float64).ravel())
+    with pytest.raises(UsageError, match="build-graph"):
+        reorder.run(ReorderOptions(tmp_path / "atlas.zarr", tmp_path / "near.zarr"))
+    assert not (tmp_path / "near.zarr").exists()
+
+
+def test_the_atlas_itself_is_no_output(atlas):
+    with pytest.raises(UsageError, match="another name"):
+        reorder.run(ReorderOptions(atlas, atlas))
+
+
+def test_points_of_one_place_stand_together():
+    rng = np.random.default_rng(0)
+    place = rng.integers(0, 8, 4096)
+    points = (rng.normal(size=(8, 5)) * 20)[place] + rng.normal(size=(4096, 5))
+    order = split_order(points.astype(np.float32))
+    assert sorted(order) == list(range(4096))
+    changes = np.count_nonzero(np.diff(place[order]))
+    assert changes < 0.1 * 4096
+    np.testing.assert_array_equal(split_order(np.zeros((500, 3), np.float32)).shape, (500,))

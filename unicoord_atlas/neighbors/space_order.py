@@ -1,0 +1,35 @@
+"""An order of points in which those that lie close in space stand close: halves of halves, as in a k-d tree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SAMPLE = 4_096
+"""Points of a part that say along which dimension it is widest."""
+
+
+def split_order(points_nd: NDArray[np.float32], leaf: int = 64) -> NDArray[np.int64]:
+    """(n,) rows of the points in their new order.
+
+    Each part is halved at the median of the dimension in which it is widest, until `leaf` points are left; a part keeps
+    the order that it had.  Depends on the points only.
+    """
+    order = np.arange(len(points_nd))
+    parts = [(0, len(order))]
+    while parts:
+        start, stop = parts.pop()
+        if stop - start <= leaf:
+            order[start:stop].sort()
+            continue
+        rows = order[start:stop]
+        sample_sd = points_nd[np.sort(rows[:: max(1, len(rows) // _SAMPLE)])]
+        values = points_nd[rows, int(np.argmax(np.var(sample_sd, axis=0, dtype=np.float64)))]
+        middle = len(rows) // 2
+        order[start:stop] = rows[np.argpartition(values, middle, kind="introselect")]
+        parts += [(start, start + middle), (start + middle, stop)]
+    return order
