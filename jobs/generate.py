@@ -19,7 +19,8 @@ from unicoord_atlas.loaders.sources import open_source
 from unicoord_atlas.query import QueryBatches
 from unicoord_atlas.reference import ReferenceModel
 
-from .map_query import require_cells, require_suffix, write_output
+from .map_query import require_cells, require_suffix
+from .write_coordinates import write_output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

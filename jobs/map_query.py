@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+import anndata
 
-from unicoord_atlas.coordinates import coordinates
+from unicoord_atlas.calls import CallRule
+from unicoord_atlas.coordinates import annotated, facts_of
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.genes import read_gene_table
-from unicoord_atlas.loaders.sources import InputKind, open_source
+from unicoord_atlas.loaders.query_cells import open_query
 from unicoord_atlas.query import Coverage, QueryBatches
 from unicoord_atlas.reference import ReferenceModel
 
-from .workdir import finished_directory, finished_file
-from .write_coordinates import write_anndata
+from .map_report import say_calls, say_predictions
+from .workdir import finished_file
+from .write_coordinates import table_files, write_output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import anndata
-
-LOW_CONFIDENCE = 0.5
+    from unicoord_atlas.loaders.sources import InputKind
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,11 @@ class MapQueryOptions:
     layer: str | None = None
     input: InputKind = "counts"
     gene_table: Path | None = None
+    rule: CallRule = field(default_factory=CallRule)
+    min_coverage: float = 0.3
+    """A query whose genes carry less of the reference's mean profile is refused."""
+    force: bool = False
+    """Map it all the same."""
 
 
 def run(options: MapQueryOptions) -> dict[str, Any]:
@@ -50,22 +54,34 @@ def run(options: MapQueryOptions) -> dict[str, Any]:
             f"{options.out if options.out.exists() else options.csv} exists; remove it or choose another name"
         )
     table = read_gene_table(options.gene_table) if options.gene_table else None
-    with open_source(options.query, options.layer, options.input) as source:
+    with open_query(options.query, options.layer, options.input) as source, table_files(options.out) as files:
         require_cells(source.n_obs, options.query)
         batches = QueryBatches(source, reference.schema, reference.normalization, table=table)
         _say_coverage(options.query, batches.coverage)
-        adata = coordinates(reference, batches, source.obs, options.probabilities, "map-query")
-    adata.uns["unicoord"] |= {"reference": options.reference.name, "profile_share": batches.coverage.profile_share}
-    write_output(adata, options.out, [options.query, options.reference])
+        _require_coverage(options, batches.coverage)
+        obs = annotated(
+            reference,
+            batches,
+            source.obs,
+            files.make,
+            "map-query",
+            probabilities=options.probabilities,
+            rule=options.rule,
+            measured_g=batches.measured_g,
+        )
+        mapped_from = {"reference": options.reference.name, "profile_share": batches.coverage.profile_share}
+        adata = anndata.AnnData(obs=obs, uns={"unicoord": facts_of(reference) | mapped_from})
+        write_output(adata, options.out, [options.query, options.reference], files.tables)
     if options.csv:
         with finished_file(options.csv) as partial:
-            adata.obs.to_csv(partial)
+            obs.to_csv(partial)
     return {
         "mapped": str(options.out),
         "cells": adata.n_obs,
         "genes_found": batches.coverage.num_found,
         "profile_share": batches.coverage.profile_share,
-        "predictions": _say_predictions(adata, reference),
+        "predictions": say_predictions(obs, reference),
+        **say_calls(obs, reference, options.rule),
     }
 
 
@@ -81,16 +97,6 @@ def require_cells(num_cells: int, path: Path) -> None:
         raise DataError(f"{path}: holds no cells")
 
 
-def write_output(adata: anndata.AnnData, out: Path, inputs: list[Path]) -> None:
-    """Write .h5ad or .zarr aside and rename."""
-    if out.suffix == ".zarr":
-        with finished_directory(out, inputs, {}) as partial:
-            write_anndata(adata, partial)
-    else:
-        with finished_file(out) as partial:
-            write_anndata(adata, partial)
-
-
 def _say_coverage(query: Path, coverage: Coverage) -> None:
     text = (
         f"{query.name}: {coverage.num_found:,} of the reference's {coverage.num_reference_genes:,} genes found "
@@ -101,18 +107,10 @@ def _say_coverage(query: Path, coverage: Coverage) -> None:
     print(text, file=sys.stderr)
 
 
-def _say_predictions(adata: anndata.AnnData, reference: ReferenceModel) -> dict[str, dict[str, int]]:
-    """Print cells per class with their mean confidence, for labels that are not technical."""
-    predictions: dict[str, dict[str, int]] = {}
-    for label in reference.config.labels:
-        predicted, confidence = adata.obs[f"{label.name}_predicted"], adata.obs[f"{label.name}_confidence"]
-        counts = predicted.value_counts()
-        predictions[label.name] = {str(name): int(count) for name, count in counts.items() if count}
-        if label.name in reference.config.technical:
-            continue
-        table = Table("class", "cells", "mean confidence", "below 0.5", title=f"{label.name} predicted")
-        for name in predictions[label.name]:
-            inside = confidence[predicted == name]
-            table.add_row(name, f"{len(inside):,}", f"{inside.mean():.2f}", f"{(inside < LOW_CONFIDENCE).mean():.1%}")
-        Console(stderr=True).print(table)
-    return predictions
+def _require_coverage(options: MapQueryOptions, coverage: Coverage) -> None:
+    if coverage.profile_share < options.min_coverage and not options.force:
+        raise DataError(
+            f"{options.query}: its genes carry {coverage.profile_share:.1%} of the reference's mean profile, less than "
+            f"--min-coverage {options.min_coverage:g}; are species and gene key right (see --gene-table)?  "
+            "--force maps it all the same"
+        )

@@ -203,7 +203,11 @@ def _finish(options: TrainOptions, store: CellStore, prepared: Preparation, run:
     """Write RUN/model from the best checkpoint."""
     load_best(options.out / "checkpoints", run.model, run.accelerator.device)
     sample = prepared.training_rows[:: max(len(prepared.training_rows) // 20_000, 1)]
-    checked = _in_order(store, prepared, prepared.validation_rows) if len(prepared.validation_rows) else ()
+    held_out = prepared.validation_rows
+    checked, sampled = (
+        _in_order(store, prepared, rows) if len(rows) else ()
+        for rows in (held_out, held_out[:: max(len(held_out) // 10_000, 1)])
+    )
     reference = finished_model(
         run.model,
         options.config,
@@ -212,6 +216,7 @@ def _finish(options: TrainOptions, store: CellStore, prepared: Preparation, run:
         store.normalization,
         _in_order(store, prepared, sample),
         checked,
+        sampled,
     )
     folder = options.out / "model"
     shutil.rmtree(folder, ignore_errors=True)

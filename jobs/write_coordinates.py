@@ -2,13 +2,65 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import anndata
+import h5py
+import zarr
+
+from unicoord_atlas.loaders.graph_store import write_table
+from unicoord_atlas.loaders.row_file import RowFile
+
+from .workdir import finished_directory, finished_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+_ROWS = 65_536
+"""Of a table that is copied from one file into another."""
+
+
+class TableFiles:
+    """Tables of obsm that are written to files while cells are encoded, so that memory does not grow with them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.tables: dict[str, RowFile] = {}
+
+    def make(self, key: str, num_rows: int, width: int) -> RowFile:
+        """A new table; see `coordinates.annotated`."""
+        self.tables[key] = RowFile(self._folder / f"{key}.f32", num_rows, width, "float32")
+        return self.tables[key]
+
+
+@contextmanager
+def table_files(out: Path) -> Iterator[TableFiles]:
+    """Files beside `out` that are gone at the end."""
+    folder = out.parent / f".{out.name}.tables"
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed job
+    folder.mkdir(parents=True)
+    try:
+        yield TableFiles(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def write_output(
+    adata: anndata.AnnData, out: Path, inputs: Sequence[Path], tables: Mapping[str, RowFile] | None = None
+) -> None:
+    """Write .h5ad or .zarr aside, with tables for obsm, and rename."""
+    if out.suffix == ".zarr":
+        with finished_directory(out, inputs, {}) as partial:
+            write_anndata(adata, partial)
+            _add_to_zarr(partial, tables or {})
+    else:
+        with finished_file(out) as partial:
+            write_anndata(adata, partial)
+            _add_to_hdf5(partial, tables or {})
 
 
 def write_anndata(adata: anndata.AnnData, path: Path) -> None:
@@ -19,6 +71,29 @@ def write_anndata(adata: anndata.AnnData, path: Path) -> None:
         with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Consolidated metadata")  # as anndata itself writes and reads it
             adata.write_zarr(path)
+
+
+def _add_to_zarr(path: Path, tables: Mapping[str, RowFile]) -> None:
+    if not tables:
+        return
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
+    for key, table in tables.items():
+        write_table(group["obsm"], key, table)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata")
+        zarr.consolidate_metadata(str(path))
+
+
+def _add_to_hdf5(path: Path, tables: Mapping[str, RowFile]) -> None:
+    with h5py.File(path, "r+") as file:
+        for key, table in tables.items():
+            rows = min(_ROWS, table.shape[0])
+            data = file["obsm"].create_dataset(
+                key, table.shape, table.dtype, chunks=(min(rows, 4096), table.shape[1]), compression="gzip"
+            )
+            data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+            for start in range(0, table.shape[0], rows):
+                data[start : start + rows] = table[start : start + rows]
 
 
 def write_parquet(adata: anndata.AnnData, path: Path) -> None:

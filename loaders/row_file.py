@@ -38,6 +38,13 @@ class RowFile:
         """All rows, mapped into memory."""
         return np.memmap(self.path, self.dtype, "r", shape=self.shape)
 
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """Consecutive rows, read from the file: unlike a map, they leave memory with the array."""
+        start, stop, _ = rows.indices(self.shape[0])
+        width = self.shape[1]
+        values = np.fromfile(self.path, self.dtype, (stop - start) * width, offset=start * width * self.dtype.itemsize)
+        return values.reshape(stop - start, width)
+
     def stretch(self) -> FileStretch:
         """All values, row after row, read in pieces."""
         return FileStretch(self.path.open("rb"), self.dtype, self.shape[0] * self.shape[1])

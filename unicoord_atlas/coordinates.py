@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import anndata
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from .calls import Caller, CallRule
 from .version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -21,39 +22,139 @@ if TYPE_CHECKING:
     from .reference import Annotation, ReferenceModel
 
 
+class Table(Protocol):
+    """(n, width) float32, filled from the first row to the last."""
+
+    def append(self, values: NDArray[np.float32]) -> None:
+        """Put the next rows."""
+        ...
+
+
+class MemoryTable:
+    """A table in memory."""
+
+    def __init__(self, _key: str, num_rows: int, width: int) -> None:
+        self.values = np.zeros((num_rows, width), np.float32)
+        self._next = 0
+
+    def append(self, values: NDArray[np.float32]) -> None:
+        """Put the next rows."""
+        self.values[self._next : self._next + len(values)] = values
+        self._next += len(values)
+
+
 def coordinates(
-    reference: ReferenceModel, batches: Iterable[MiniBatch], obs: pd.DataFrame, probabilities: bool, title: str
+    reference: ReferenceModel,
+    batches: Iterable[MiniBatch],
+    obs: pd.DataFrame,
+    probabilities: bool,
+    title: str,
+    *,
+    rule: CallRule | None = None,
+    measured_g: NDArray[np.bool_] | None = None,
 ) -> anndata.AnnData:
-    """Encode all cells of `batches`, which come in the order of `obs`.
+    """Encode all cells of `batches` into an AnnData in memory; see `annotated`.
 
     Returns
     -------
-    AnnData without X: obs with ``<label>_predicted`` and ``<label>_confidence``, obsm X_unicoord, X_unicoord_bio and,
-    on request, X_unicoord_<label>; uns["unicoord"] names the dimensions.
+    AnnData without X: obs of `annotated`, obsm X_unicoord, X_unicoord_bio and, on request, X_unicoord_<label>;
+    uns["unicoord"] names the dimensions.
     """
-    names = [label.name for label in reference.config.labels]
-    n = len(obs)
-    tables: dict[str, NDArray[np.float32]] = {}
-    codes = {name: np.zeros(n, np.int32) for name in names}
-    confidence = {name: np.zeros(n, np.float32) for name in names}
-    with tqdm(total=n, desc=title, unit="cell", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-        for part in reference.annotate(batches):
-            rows = part.encoded.rows
+    tables: dict[str, MemoryTable] = {}
+
+    def make(key: str, num_rows: int, width: int) -> MemoryTable:
+        tables[key] = MemoryTable(key, num_rows, width)
+        return tables[key]
+
+    table = annotated(
+        reference, batches, obs, make, title, probabilities=probabilities, rule=rule, measured_g=measured_g
+    )
+    obsm = {key: part.values for key, part in tables.items()}
+    return anndata.AnnData(obs=table, obsm=obsm, uns={"unicoord": facts_of(reference)})
+
+
+def annotated(
+    reference: ReferenceModel,
+    batches: Iterable[MiniBatch],
+    obs: pd.DataFrame,
+    make_table: Callable[[str, int, int], Table],
+    title: str,
+    *,
+    probabilities: bool = False,
+    rule: CallRule | None = None,
+    measured_g: NDArray[np.bool_] | None = None,
+) -> pd.DataFrame:
+    """Encode all cells of `batches`, which come in the order of `obs`; coordinates go to tables as they are made.
+
+    Parameters
+    ----------
+    make_table
+        Makes the table of a key of obsm, of its number of rows and its width.
+    probabilities
+        Also tables X_unicoord_<label> with the probability of every class.
+    rule
+        Also calls by this rule, and novelty where the reference knows it.
+    measured_g
+        Which genes the cells' source measured: see `ReferenceModel.annotate`.
+
+    Returns
+    -------
+    obs with ``<label>_predicted`` and ``<label>_confidence``; with a rule also ``<label>_call``,
+    ``<label>_call_level``, ``novelty`` and ``novelty_p``.
+    """
+    columns = _Columns(reference, len(obs), rule)
+    tables: dict[str, Table] = {}
+    with tqdm(total=len(obs), desc=title, unit="cell", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        for part in reference.annotate(batches, measured_g, novelty=rule is not None):
             for key, values in _tables(part, probabilities).items():
                 if key not in tables:
-                    tables[key] = np.zeros((n, values.shape[1]), np.float32)
-                tables[key][rows] = values
-            for name in names:
-                codes[name][rows] = part.predicted(name)
-                confidence[name][rows] = part.probabilities[name].max(axis=1)
-            bar.update(len(rows))
-    table = obs.copy()
-    for label in reference.config.labels:
-        table[f"{label.name}_predicted"] = pd.Categorical.from_codes(
-            codes[label.name], categories=list(label.categories)
+                    tables[key] = make_table(key, len(obs), values.shape[1])
+                tables[key].append(values)
+            columns.put(part)
+            bar.update(len(part.encoded.rows))
+    return columns.added_to(obs)
+
+
+class _Columns:
+    """obs columns that are filled batch by batch."""
+
+    def __init__(self, reference: ReferenceModel, num_rows: int, rule: CallRule | None) -> None:
+        self._labels = reference.config.labels
+        names = [label.name for label in self._labels]
+        self._codes = {name: np.zeros(num_rows, np.int32) for name in names}
+        self._confidence = {name: np.zeros(num_rows, np.float32) for name in names}
+        self._callers = (
+            {name: Caller(self._labels, reference.config.trees, name, rule) for name in names} if rule else {}
         )
-        table[f"{label.name}_confidence"] = confidence[label.name]
-    return anndata.AnnData(obs=table, obsm=tables, uns={"unicoord": _uns(reference)})
+        self._calls = {name: np.zeros(num_rows, np.int32) for name in self._callers}
+        self._levels = {name: np.zeros(num_rows, np.int8) for name in self._callers}
+        self._novelty = {
+            name: np.zeros(num_rows, np.float32) for name in ("novelty", "novelty_p") if rule and reference.novelty
+        }
+
+    def put(self, part: Annotation) -> None:
+        """Fill the rows of a minibatch."""
+        rows = part.encoded.rows
+        for name, probabilities in part.probabilities.items():
+            self._codes[name][rows] = probabilities.argmax(axis=1)
+            self._confidence[name][rows] = probabilities.max(axis=1)
+        for name, caller in self._callers.items():
+            self._calls[name][rows], self._levels[name][rows] = caller.call(part.probabilities[name], part.novelty_p)
+        if self._novelty:
+            self._novelty["novelty"][rows], self._novelty["novelty_p"][rows] = part.novelty, part.novelty_p
+
+    def added_to(self, obs: pd.DataFrame) -> pd.DataFrame:
+        """A copy of obs with all columns."""
+        added: dict[str, object] = {}
+        for label in self._labels:
+            name, categories = label.name, list(label.categories)
+            added[f"{name}_predicted"] = pd.Categorical.from_codes(self._codes[name], categories)
+            added[f"{name}_confidence"] = self._confidence[name]
+            if name in self._callers:
+                caller = self._callers[name]
+                added[f"{name}_call"] = pd.Categorical.from_codes(self._calls[name], list(caller.categories))
+                added[f"{name}_call_level"] = pd.Categorical.from_codes(self._levels[name], list(caller.levels))
+        return obs.assign(**added, **self._novelty)
 
 
 def _tables(part: Annotation, probabilities: bool) -> dict[str, NDArray[np.float32]]:
@@ -63,7 +164,8 @@ def _tables(part: Annotation, probabilities: bool) -> dict[str, NDArray[np.float
     return tables
 
 
-def _uns(reference: ReferenceModel) -> dict[str, object]:
+def facts_of(reference: ReferenceModel) -> dict[str, object]:
+    """What uns["unicoord"] says of the coordinates."""
     return {
         "dims": list(reference.dims),
         "categories": {label.name: list(label.categories) for label in reference.config.labels},

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from unicoord_atlas.model.joint_vae import JointVAE
 
-    from .batch import MiniBatch
+    from .batch import MiniBatch, SparseRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +39,23 @@ class Encoded:
 def encode_batches(model: JointVAE, batches: Iterable[MiniBatch], device: torch.device) -> Iterator[Encoded]:
     """Encode minibatches one by one; cells that pad a batch (weight 0) are left out."""
     model.eval()
-    offset, scale = own_units(model)
     for batch in batches:
         on_device = batch.to(device)
-        posterior = model.encode(model.normalized(on_device))
-        real = batch.weights_n.numpy() > 0
-        yield Encoded(
-            batch.rows_n.numpy()[real],
-            posterior.mean_nd.float().cpu().numpy()[real] * scale + offset,
-            posterior.logvar_nd.exp().float().cpu().numpy()[real] * scale**2,
-            tuple(logits_nk.float().cpu().numpy()[real] for logits_nk in posterior.logits),
-        )
+        yield encoded_batch(model, on_device, model.normalized(on_device))
+
+
+@torch.no_grad()
+def encoded_batch(model: JointVAE, batch: MiniBatch, rows: SparseRows) -> Encoded:
+    """Coordinates of one minibatch, whose log-normalized `rows` are given; both on the model's device."""
+    offset, scale = own_units(model)
+    posterior = model.encode(rows)
+    real = batch.weights_n.cpu().numpy() > 0
+    return Encoded(
+        batch.rows_n.cpu().numpy()[real],
+        posterior.mean_nd.float().cpu().numpy()[real] * scale + offset,
+        posterior.logvar_nd.exp().float().cpu().numpy()[real] * scale**2,
+        tuple(logits_nk.float().cpu().numpy()[real] for logits_nk in posterior.logits),
+    )
 
 
 def own_units(model: JointVAE) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -85,12 +85,20 @@ class Normalization:
         DataError
             If the measured genes carry nothing of the mean profile.
         """
-        profile = np.where(self.highly_expressed_g, 0.0, self.mean_fraction_g)
-        share = profile[measured_g].sum() / profile.sum()
+        share = self.profile_share(measured_g)
         if not share > 0:
             raise DataError("the query's genes carry none of the reference's mean profile; are the gene ids right?")
         size_factors: NDArray[np.float64] = sums_over_kept_n / share
         return size_factors
+
+    @property
+    def profile_g(self) -> NDArray[np.float64]:
+        """(g,) the mean profile over the genes that size factors are made of, 0 elsewhere."""
+        return np.where(self.highly_expressed_g, 0.0, self.mean_fraction_g)
+
+    def profile_share(self, measured_g: NDArray[np.bool_]) -> float:
+        """Share of the mean profile that these genes carry."""
+        return float(self.profile_g[measured_g].sum() / self.profile_g.sum())
 
     def kept_sums(
         self, indptr: NDArray[np.int64], indices: NDArray[np.integer], data: NDArray[np.number]

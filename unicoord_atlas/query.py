@@ -40,14 +40,14 @@ class Coverage:
     @classmethod
     def of(cls, gene_map: GeneMap, schema: AtlasSchema, normalization: Normalization) -> Coverage:
         """Coverage of a mapped query."""
-        profile = np.where(normalization.highly_expressed_g, 0.0, normalization.mean_fraction_g)
+        profile = normalization.profile_g
         lacking = np.flatnonzero(~gene_map.measured_g)
         largest = lacking[np.argsort(-profile[lacking], kind="stable")][:20]
         return cls(
             len(gene_map.new_index),
             int(gene_map.measured_g.sum()),
             schema.num_genes,
-            float(profile[gene_map.measured_g].sum() / profile.sum()),
+            normalization.profile_share(gene_map.measured_g),
             tuple(schema.genes[i] for i in largest),
         )
 
@@ -90,6 +90,8 @@ class QueryBatches:
         self._num_genes = schema.num_genes
         self._gene_map = map_genes(source.var, schema, str(source.path), table)
         self.coverage = Coverage.of(self._gene_map, schema, normalization)
+        self.measured_g = self._gene_map.measured_g
+        """(g,) which genes of the reference's atlas the query has."""
 
     def __len__(self) -> int:
         """Number of cells."""

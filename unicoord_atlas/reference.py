@@ -4,6 +4,7 @@
     config.json                 network, labels, technical names, calibration, metrics, versions
     schema.json                 genes of the atlas and what each source measured
     normalization.safetensors   the atlas's frozen normalization
+    novelty.safetensors         reference cells, and how strange validation cells are (version 2, if there were any)
     README.md                   model card
 
 Shapes: n cells, g genes, d continuous dimensions, k categories.
@@ -11,25 +12,25 @@ Shapes: n cells, g genes, d continuous dimensions, k categories.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-from safetensors.torch import save_file as save_torch_file
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import save_file
 
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
 from unicoord_atlas.training.calibration import Calibration
 from unicoord_atlas.training.checkpoint import load_weights
 
-from .encode import Encoded, encode_batches, softmax
+from .calls import CallRule, LabelTree
+from .encode import Encoded, encoded_batch, softmax
 from .errors import DataError
 from .model_card import model_card
-from .normalization import Normalization
+from .novelty import Novelty, cell_errors, strangeness
+from .reference_files import load_normalization, read_checked, read_text, save_normalization
 from .schema import AtlasSchema, LabelColumn
 
 if TYPE_CHECKING:
@@ -37,11 +38,14 @@ if TYPE_CHECKING:
 
     import anndata
     from numpy.typing import NDArray
+    from torch import Tensor
 
-    from .batch import MiniBatch
+    from .batch import MiniBatch, SparseRows
+    from .normalization import Normalization
 
-FORMAT_VERSION = 1
-Model = TypeVar("Model", bound=BaseModel)
+NOVELTY = "novelty.safetensors"
+FORMAT_VERSION = 2
+"""1 knew no novelty, no trees and no calibration at low coverage; it is read all the same."""
 
 
 class ReferenceConfig(BaseModel):
@@ -53,6 +57,8 @@ class ReferenceConfig(BaseModel):
     labels: tuple[LabelColumn, ...]
     """Of the supervised discrete dimensions, as trained."""
     technical: tuple[str, ...] = ()
+    trees: tuple[LabelTree, ...] = ()
+    """Which label refines which."""
     calibration: Calibration
     metrics: dict[str, float] = Field(default_factory=dict)
     atlas: dict[str, Any] = Field(default_factory=dict)
@@ -68,6 +74,10 @@ class Annotation:
     """(n, b) the representation for plots, neighbours and novelty: see `ReferenceModel.bio`."""
     probabilities: dict[str, NDArray[np.float32]]
     """(n, k) calibrated probabilities of each label."""
+    novelty: NDArray[np.float32] | None = None
+    """(n,) higher = stranger; None if it was not asked for or the reference does not know."""
+    novelty_p: NDArray[np.float32] | None = None
+    """(n,) conformal p-value."""
 
     def predicted(self, name: str) -> NDArray[np.intp]:
         """(n,) code of the arg-max class."""
@@ -79,35 +89,41 @@ class ReferenceModel:
     """A trained model with all that is needed to map cells onto it."""
 
     def __init__(
-        self, model: JointVAE, config: ReferenceConfig, schema: AtlasSchema, normalization: Normalization
+        self,
+        model: JointVAE,
+        config: ReferenceConfig,
+        schema: AtlasSchema,
+        normalization: Normalization,
+        novelty: Novelty | None = None,
     ) -> None:
         self.model, self.config, self.schema, self.normalization = model, config, schema, normalization
+        self.novelty = novelty
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> ReferenceModel:
         """Read a reference directory; DataError names the file that is missing, damaged or of a newer version."""
         folder = Path(folder)
-        config = read_model(folder / "config.json", ReferenceConfig)
-        if config.format_version > FORMAT_VERSION:
-            raise DataError(
-                f"{folder}: reference of version {config.format_version}, this program reads up to {FORMAT_VERSION}; "
-                "update unicoord-atlas"
-            )
-        schema = AtlasSchema.from_json(_text(folder / "schema.json"), str(folder / "schema.json"))
+        config = read_checked(folder / "config.json", ReferenceConfig, FORMAT_VERSION)
+        schema = AtlasSchema.from_json(read_text(folder / "schema.json"), str(folder / "schema.json"))
         model = JointVAE(config.network)
         load_weights(folder, model, torch.device("cpu"))
-        return cls(model.to(device).eval(), config, schema, load_normalization(folder / "normalization.safetensors"))
+        novelty = Novelty.load(folder / NOVELTY) if (folder / NOVELTY).exists() else None
+        normalization = load_normalization(folder / "normalization.safetensors")
+        _require_fit(folder, config, schema, normalization)
+        return cls(model.to(device).eval(), config, schema, normalization, novelty)
 
     def save(self, folder: Path) -> None:
         """Write all files into an existing directory."""
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        save_torch_file(weights, folder / "model.safetensors")
+        save_file(weights, folder / "model.safetensors")
         (folder / "config.json").write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (folder / "schema.json").write_text(self.schema.to_json() + "\n", encoding="utf-8")
         save_normalization(folder / "normalization.safetensors", self.normalization)
         (folder / "README.md").write_text(model_card(self), encoding="utf-8")
-        for name in ("model.safetensors", "normalization.safetensors"):
-            (folder / name).chmod(0o644)  # safetensors makes them private, and this is to be shared
+        if self.novelty is not None:
+            self.novelty.save(folder / NOVELTY)
+        for path in folder.glob("*.safetensors"):
+            path.chmod(0o644)  # safetensors makes them private, and this is to be shared
 
     @property
     def device(self) -> torch.device:
@@ -131,17 +147,47 @@ class ReferenceModel:
         """Names of the columns of X_unicoord: supervised continuous, then unsupervised."""
         return tuple(latent.name for latent in self.config.network.latent.continuous)
 
-    def annotate(self, batches: Iterable[MiniBatch]) -> Iterator[Annotation]:
-        """Coordinates, calibrated label probabilities and the biological representation, minibatch by minibatch."""
-        temperatures = self.config.calibration.temperatures
-        for encoded in encode_batches(self.model, batches, self.device):
-            probabilities = {
-                label.name: softmax(encoded.logits[number] / np.float32(temperatures.get(label.name, 1.0)))
-                for number, label in enumerate(self.config.labels)
-            }
-            yield Annotation(encoded, self.bio(encoded, probabilities), probabilities)
+    def annotate(
+        self, batches: Iterable[MiniBatch], measured_g: NDArray[np.bool_] | None = None, novelty: bool = False
+    ) -> Iterator[Annotation]:
+        """Coordinates, calibrated label probabilities and the biological representation, minibatch by minibatch.
 
-    def map(self, adata: anndata.AnnData, layer: str | None = None, probabilities: bool = False) -> anndata.AnnData:
+        Parameters
+        ----------
+        measured_g
+            Which genes of the atlas the cells' source measured, if not all: less coverage, less confidence.
+        novelty
+            Also novelty and its p-value, if the reference knows them.
+        """
+        coverage = 1.0 if measured_g is None else self.normalization.profile_share(measured_g)
+        for batch in batches:
+            annotation, rows, size_factors_n = self.annotate_batch(batch, coverage)
+            if novelty and self.novelty is not None:
+                errors = cell_errors(self.model, self.novelty, rows, annotation.encoded, size_factors_n, measured_g)
+                scores = self.novelty.scores(strangeness(self.novelty, annotation.bio, *errors))
+                p_values = self.novelty.p_values(scores, coverage)
+                annotation = replace(annotation, novelty=scores, novelty_p=p_values)
+            yield annotation
+
+    def annotate_batch(self, batch: MiniBatch, coverage: float = 1.0) -> tuple[Annotation, SparseRows, Tensor]:
+        """Annotation of one minibatch without novelty, its log-normalized cells and their size factors."""
+        on_device = batch.to(self.device)
+        rows = self.model.normalized(on_device)
+        encoded = encoded_batch(self.model, on_device, rows)
+        calibration = self.config.calibration
+        probabilities = {
+            label.name: softmax(encoded.logits[number] / np.float32(calibration.temperature(label.name, coverage)))
+            for number, label in enumerate(self.config.labels)
+        }
+        return Annotation(encoded, self.bio(encoded, probabilities), probabilities), rows, on_device.size_factors_n
+
+    def map(
+        self,
+        adata: anndata.AnnData,
+        layer: str | None = None,
+        probabilities: bool = False,
+        rule: CallRule | None = None,
+    ) -> anndata.AnnData:
         """Give the cells of an AnnData coordinates and labels.
 
         Parameters
@@ -150,6 +196,8 @@ class ReferenceModel:
             Cells with raw counts in X or in a layer; genes are found by symbol or Ensembl id.
         probabilities
             Also the probability of every class, as obsm["X_unicoord_<label>"].
+        rule
+            When a prediction becomes a call; the default rule if None.
 
         Returns
         -------
@@ -160,7 +208,9 @@ class ReferenceModel:
         from .query import QueryBatches
 
         batches = QueryBatches(AnnDataCells(adata, layer), self.schema, self.normalization)
-        return coordinates(self, batches, adata.obs, probabilities, "map")
+        return coordinates(
+            self, batches, adata.obs, probabilities, "map", rule=rule or CallRule(), measured_g=batches.measured_g
+        )
 
     def bio(self, encoded: Encoded, probabilities: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """(n, b): standardized continuous dimensions and roots of label probabilities, but for technical ones."""
@@ -172,50 +222,13 @@ class ReferenceModel:
         return np.concatenate([standardized[:, kept], *roots], axis=1, dtype=np.float32)
 
 
-def save_normalization(path: Path, normalization: Normalization) -> None:
-    """Write the arrays with the scalars as metadata."""
-    arrays, scalars = {}, {}
-    for field in fields(Normalization):
-        value = getattr(normalization, field.name)
-        if isinstance(value, np.ndarray):
-            arrays[field.name] = np.ascontiguousarray(value)
-        else:
-            scalars[field.name] = repr(value)
-    save_file(arrays, path, metadata=scalars)
-
-
-def load_normalization(path: Path) -> Normalization:
-    """Read what `save_normalization` wrote; DataError names the file."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            scalars = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-        return Normalization(
-            **arrays,
-            target_sum=float(scalars["target_sum"]),
-            max_fraction=float(scalars["max_fraction"]),
-            min_cells=int(scalars["min_cells"]),
-            log_input=scalars["log_input"] == "True",
+def _require_fit(folder: Path, config: ReferenceConfig, schema: AtlasSchema, normalization: Normalization) -> None:
+    """DataError unless the files of a reference are of one another."""
+    genes = config.network.num_atlas_genes or config.network.num_genes
+    sizes = {"network": genes, "schema": schema.num_genes, "normalization": len(normalization.mean_g)}
+    supervised = [latent.name for latent in config.network.latent.discrete if latent.supervised]
+    if len(set(sizes.values())) > 1 or supervised != [label.name for label in config.labels]:
+        raise DataError(
+            f"{folder}: its files are not of one reference (genes: {sizes}; labels: {supervised} and "
+            f"{[label.name for label in config.labels]}); export it again with `unicoord-atlas export-reference`"
         )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a normalization ({error})") from error
-
-
-def read_model(path: Path, kind: type[Model]) -> Model:
-    """Read a JSON file as a pydantic model; DataError names the file and the first fault."""
-    try:
-        return kind.model_validate_json(_text(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; the file is damaged or of another version"
-        ) from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); is this a reference directory? export-reference makes one of a run"
-        ) from error

@@ -5,11 +5,11 @@ Shapes: n cells, d continuous dimensions, k categories.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from scipy.optimize import minimize_scalar
 
 from unicoord_atlas.encode import Encoded, softmax
@@ -28,10 +28,26 @@ class Calibration(BaseModel):
     """Standard deviation of each continuous dimension over training cells."""
     temperatures: Mapping[str, float]
     """For each supervised discrete dimension, what its logits are divided by before the softmax."""
+    coverages: tuple[float, ...] = ()
+    """Ascending shares of the mean profile that a query's genes may carry, 1 left out."""
+    coverage_temperatures: Mapping[str, tuple[float, ...]] = Field(default_factory=dict)
+    """Temperatures at these coverages: fewer genes, less certainty."""
+
+    def temperature(self, name: str, coverage: float = 1.0) -> float:
+        """What the logits are divided by where the genes measured carry this share of the mean profile."""
+        full = self.temperatures.get(name, 1.0)
+        if name not in self.coverage_temperatures:
+            return full
+        known = np.log([*self.coverage_temperatures[name], full])
+        return float(np.exp(np.interp(coverage, [*self.coverages, 1.0], known)))
 
 
 def calibrate(
-    training: Iterable[Encoded], validation: Iterable[Encoded], codes_nl: NDArray[np.int32], names: tuple[str, ...]
+    training: Iterable[Encoded],
+    validation: Sequence[Encoded],
+    narrower: Mapping[float, Sequence[Encoded]],
+    codes_nl: NDArray[np.int32],
+    names: tuple[str, ...],
 ) -> Calibration:
     """Spread of the latents over training cells, and temperatures fitted on validation cells.
 
@@ -39,26 +55,36 @@ def calibrate(
     ----------
     training, validation
         Encoded cells.
+    narrower
+        Validation cells encoded with fewer genes, by the share of the mean profile that these carry.
     codes_nl
         Codes of ALL cells of the store, -1 where unlabelled.
     names
         Names of the supervised discrete dimensions, in the order of the codes.
     """
     means = np.concatenate([encoded.mean for encoded in training])
-    checked = list(validation)
-    temperatures = {}
-    for number, name in enumerate(names):
-        if checked:
-            logits = np.concatenate([encoded.logits[number] for encoded in checked])
-            codes = np.concatenate([codes_nl[encoded.rows, number] for encoded in checked])
-            temperatures[name] = fit_temperature(logits[codes >= 0], codes[codes >= 0])
-        else:
-            temperatures[name] = 1.0
+    full = fitted_temperatures(validation, codes_nl, names)
+    coverages = tuple(sorted(narrower))
+    fitted = [fitted_temperatures(narrower[share], codes_nl, names) for share in coverages]
     return Calibration(
         latent_mean=tuple(means.mean(axis=0, dtype=np.float64).tolist()),
         latent_sd=tuple(means.std(axis=0, dtype=np.float64).tolist()),
-        temperatures=temperatures,
+        temperatures=full,
+        coverages=coverages,
+        coverage_temperatures={name: tuple(at[name] for at in fitted) for name in names} if coverages else {},
     )
+
+
+def fitted_temperatures(
+    encoded: Sequence[Encoded], codes_nl: NDArray[np.int32], names: tuple[str, ...]
+) -> dict[str, float]:
+    """Temperature of each supervised discrete dimension; 1 without labelled cells."""
+    temperatures = dict.fromkeys(names, 1.0)
+    for number, name in enumerate(names if encoded else ()):
+        logits = np.concatenate([part.logits[number] for part in encoded])
+        codes = np.concatenate([codes_nl[part.rows, number] for part in encoded])
+        temperatures[name] = fit_temperature(logits[codes >= 0], codes[codes >= 0])
+    return temperatures
 
 
 def fit_temperature(logits_nk: NDArray[np.float32], codes_n: NDArray[np.int32]) -> float:

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from unicoord_atlas.calls import LabelTree
 from unicoord_atlas.encode import Encoded, encode_batches, softmax
+from unicoord_atlas.narrower import NarrowerBatches, genes_that_carry
 from unicoord_atlas.reference import ReferenceConfig, ReferenceModel
 
 from .calibration import calibrate
+from .novelty_fit import novelty_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from .preparation import Preparation
 
 DECODED_CELLS = 2_000
+COVERAGES = (0.1, 0.25, 0.5, 0.75)
+"""Shares of the mean profile at which certainty and novelty are calibrated, beside the whole."""
 
 
 def finished_model(
@@ -36,6 +41,7 @@ def finished_model(
     normalization: Normalization,
     training: Iterable[MiniBatch],
     validation: Iterable[MiniBatch],
+    sampled: Iterable[MiniBatch],
 ) -> ReferenceModel:
     """Calibrate and measure trained weights.
 
@@ -45,19 +51,32 @@ def finished_model(
         Minibatches of training cells, in any order: the spread of the latents is taken from them.
     validation
         Minibatches of validation cells, perhaps none: temperatures and metrics are taken from them.
+    sampled
+        Of validation cells as many as are enough for what is measured several times: how sure and how strange cells
+        are of which fewer genes are known.
     """
     device = model.output_layer.weight.device
     names = tuple(label.name for label in prepared.labels)
     trained = list(encode_batches(model, training, device))
     checked = list(encode_batches(model, validation, device))
     codes = prepared.columns.codes
-    calibration = calibrate(trained, checked, codes, names)
+    rng = np.random.default_rng(config.train.seed)
+    narrower = {}
+    for share in COVERAGES if checked else ():
+        measured_g = genes_that_carry(share, normalization, rng)
+        narrower[share] = NarrowerBatches(sampled, measured_g, normalization)
+    encoded_narrower = {share: list(encode_batches(model, part, device)) for share, part in narrower.items()}
+    calibration = calibrate(trained, checked, encoded_narrower, codes, names)
     metrics = label_metrics(checked, codes, names, calibration.temperatures)
     metrics["genes_never_predicted"] = float(never_predicted(model, trained))
     reference_config = ReferenceConfig(
         network=model.spec,
         labels=prepared.labels,
         technical=config.latent.technical,
+        trees=tuple(
+            LabelTree(parent=tree.parent, child=tree.child, shares=tuple(map(tuple, tree.parents_kp.tolist())))
+            for tree in prepared.hierarchies
+        ),
         calibration=calibration,
         metrics=metrics,
         atlas={
@@ -67,7 +86,10 @@ def finished_model(
             "settings": config.model_dump(mode="json"),
         },
     )
-    return ReferenceModel(model.eval(), reference_config, schema, normalization)
+    reference = ReferenceModel(model.eval(), reference_config, schema, normalization)
+    if checked:
+        reference.novelty = novelty_of(reference, training, sampled, narrower)
+    return reference
 
 
 def label_metrics(

@@ -1,0 +1,86 @@
+"""Cells to map: any input file, or a finished atlas store, which is read by its own, faster reader."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import anndata
+import numpy as np
+import zarr
+
+from unicoord_atlas.batch import CsrBlock
+from unicoord_atlas.errors import UsageError
+from unicoord_atlas.query import Cells
+
+from .in_order import in_order
+from .sources import open_source
+from .store import CellStore, open_store
+from .zarr_layout import SCHEMA, UNS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+
+    from .sources import InputKind
+
+
+class QueryCells(Cells, Protocol):
+    """Cells that also say what is known of them."""
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """Cells; index = names."""
+        ...
+
+
+class StoreCells:
+    """A finished atlas store as a query."""
+
+    def __init__(self, store: CellStore) -> None:
+        self._store = store
+        self.path = Path(store.uri)
+        self.n_obs = store.n_obs
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """Genes; index = names."""
+        return anndata.io.read_elem(zarr.open_group(self.path, mode="r")["var"])
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """Cells; index = names."""
+        return self._store.obs()
+
+    def blocks(self, rows_per_block: int) -> Iterator[CsrBlock]:
+        """Blocks of consecutive rows, the next being read meanwhile."""
+        starts = range(0, self.n_obs, rows_per_block)
+        yield from in_order(lambda start: self._read(start, min(start + rows_per_block, self.n_obs)), starts, 1)
+
+    def _read(self, start: int, stop: int) -> CsrBlock:
+        rows = self._store.read_ranges(np.array([[start, stop]], np.int64))
+        return CsrBlock(rows.indptr, rows.indices, rows.data)
+
+
+@contextmanager
+def open_query(path: Path, layer: str | None = None, input: InputKind = "counts") -> Iterator[QueryCells]:
+    """Open whatever `open_source` or `open_store` opens; a store has one matrix, so it takes no layer.
+
+    Raises
+    ------
+    UsageError
+        If a layer of a store is asked for, or log-normalized values where it holds counts.
+    DataError
+        As `open_source` and `open_store`.
+    """
+    if not (path / "uns" / UNS / SCHEMA).exists():
+        with open_source(path, layer, input) as source:
+            yield source
+        return
+    store = open_store(path)
+    if layer not in (None, "X") or (input == "lognorm") != store.normalization.log_input:
+        holds = "log-normalized values" if store.normalization.log_input else "counts"
+        raise UsageError(f"{path}: an atlas store has one matrix, X, of {holds}; leave out --layer, set --input by it")
+    yield StoreCells(store)

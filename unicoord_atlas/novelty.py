@@ -1,0 +1,241 @@
+"""How strange a cell is to a reference: its distance from the reference's cells, and how badly it is decoded.
+
+    novelty = (log distance - its centre) / its spread + (log error, depth taken off, - its centre) / its spread
+
+Distances are Euclidean in the whitened biological coordinates, the mean over the nearest reference cells.  Errors are
+sums of squares over the genes that vary most; what depth alone does to them is a regression on the reference's cells.
+Centres and spreads are the median and the scaled median deviation of validation cells.
+Shapes: n cells, m reference cells, v validation cells, b biological coordinates, f genes that the error is taken over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from .errors import DataError
+from .generate import mode_latents
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from unicoord_atlas.model.joint_vae import JointVAE
+
+    from .batch import SparseRows
+    from .encode import Encoded
+
+NUM_GENES = 2000
+MAX_POINTS = 10_000
+_NEAREST = 15
+_RIDGE = 0.01
+"""Added to the variances before whitening: directions in which reference cells hardly differ count little."""
+_MAD_TO_SD = 1.4826
+_TILE = 1 << 24
+_SMALLEST = 1e-6
+
+
+class ErrorGenes(Protocol):
+    """Which genes the error is taken over."""
+
+    @property
+    def genes_f(self) -> NDArray[np.int64]:
+        """Positions among the model's genes."""
+        ...
+
+    @property
+    def variance_f(self) -> NDArray[np.float64]:
+        """Of their log-normalized values in the atlas."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Strangeness:
+    """The two parts of novelty, before they are put on one scale."""
+
+    log_distance: NDArray[np.float32]
+    """(n,)"""
+    log_error: NDArray[np.float32]
+    """(n,) with what depth explains taken off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Novelty:
+    """All that is needed to tell how strange a cell is: part of a reference."""
+
+    genes_f: NDArray[np.int64]
+    """Of the model's genes, those that the error is taken over."""
+    variance_f: NDArray[np.float64]
+    """Of their log-normalized values in the atlas."""
+    points_mb: NDArray[np.float32]
+    """Whitened biological coordinates of reference cells."""
+    centre_b: NDArray[np.float32]
+    whitening_bb: NDArray[np.float32]
+    depth_4: NDArray[np.float64]
+    """Regression of the log error on `depth_terms`."""
+    scale_22: NDArray[np.float64]
+    """Centre and spread of log distance, and of log error."""
+    coverages: NDArray[np.float64]
+    """(c,) ascending shares of the mean profile at which validation cells were scored; the last is 1."""
+    scores_cv: NDArray[np.float32]
+    """Novelty of the validation cells at each coverage, ascending."""
+
+    def distances(self, bio_nb: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n,) mean distance to the nearest reference cells."""
+        return nearest_distances(self.points_mb, np.asarray((bio_nb - self.centre_b) @ self.whitening_bb, np.float32))
+
+    def scores(self, parts: Strangeness) -> NDArray[np.float32]:
+        """(n,) novelty, higher = stranger."""
+        (distance_centre, distance_spread), (error_centre, error_spread) = self.scale_22
+        scores: NDArray[np.float32] = (
+            (parts.log_distance - distance_centre) / distance_spread + (parts.log_error - error_centre) / error_spread
+        ).astype(np.float32)
+        return scores
+
+    def p_values(self, scores_n: NDArray[np.float32], coverage: float = 1.0) -> NDArray[np.float32]:
+        """(n,) conformal: (1 + validation cells that score as high) / (validation cells + 1).
+
+        Validation cells as they score at the nearest coverage.  Source: Vovk et al. 2005, "Algorithmic Learning in a
+        Random World", section 2.2.
+        """
+        known_v = self.scores_cv[int(np.abs(self.coverages - coverage).argmin())]
+        as_strange_n = len(known_v) - np.searchsorted(known_v, scores_n, side="left")
+        p_n: NDArray[np.float32] = ((1 + as_strange_n) / (len(known_v) + 1)).astype(np.float32)
+        return p_n
+
+    def save(self, path: Path) -> None:
+        """Write all arrays."""
+        save_file({each.name: np.ascontiguousarray(getattr(self, each.name)) for each in fields(self)}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Novelty:
+        """Read what `save` wrote; DataError names the file."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return cls(**{name: file.get_tensor(name) for name in file.keys()})
+        except (OSError, SafetensorError, TypeError) as error:
+            raise DataError(f"{path}: cannot be read as the novelty of a reference ({error})") from error
+
+
+def fit_novelty(
+    genes_f: NDArray[np.int64],
+    variance_f: NDArray[np.float64],
+    bio_mb: NDArray[np.float32],
+    errors_m: NDArray[np.float64],
+    terms_m4: NDArray[np.float64],
+    validation: Mapping[float, tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]],
+    seed: int = 0,
+) -> Novelty:
+    """Whiten, regress and score.
+
+    Parameters
+    ----------
+    bio_mb, errors_m, terms_m4
+        Biological coordinates, errors and depth terms of training cells.
+    validation
+        The same three of validation cells, at each coverage; 1.0 among them.
+    """
+    centre_b = bio_mb.mean(axis=0, dtype=np.float64)
+    covariance_bb = np.cov(bio_mb.T.astype(np.float64)).reshape(len(centre_b), -1) + _RIDGE * np.eye(len(centre_b))
+    whitening_bb = np.linalg.cholesky(np.linalg.inv(covariance_bb))
+    kept = np.random.default_rng(seed).permutation(len(bio_mb))[:MAX_POINTS]
+    depth_4 = np.asarray(np.linalg.lstsq(terms_m4, np.log(errors_m), rcond=None)[0], np.float64)
+    coverages = np.array(sorted(validation))
+    novelty = Novelty(
+        genes_f,
+        variance_f,
+        ((bio_mb[kept] - centre_b) @ whitening_bb).astype(np.float32),
+        centre_b.astype(np.float32),
+        whitening_bb.astype(np.float32),
+        depth_4,
+        np.ones((2, 2)),
+        coverages,
+        np.zeros((len(coverages), 0), np.float32),
+    )
+    parts = {share: strangeness(novelty, *validation[share]) for share in coverages.tolist()}
+    scale_22 = np.array([_centre_and_spread(parts[1.0].log_distance), _centre_and_spread(parts[1.0].log_error)])
+    scaled = replace(novelty, scale_22=scale_22)
+    return replace(scaled, scores_cv=np.stack([np.sort(scaled.scores(parts[share])) for share in coverages.tolist()]))
+
+
+def strangeness(
+    novelty: Novelty, bio_nb: NDArray[np.float32], errors_n: NDArray[np.float64], terms_n4: NDArray[np.float64]
+) -> Strangeness:
+    """Both parts of the novelty of cells."""
+    distances = np.maximum(novelty.distances(bio_nb), _SMALLEST)
+    errors = np.log(errors_n) - terms_n4 @ novelty.depth_4
+    return Strangeness(np.log(distances), errors.astype(np.float32))
+
+
+@torch.no_grad()
+def cell_errors(
+    model: JointVAE,
+    genes: ErrorGenes,
+    rows: SparseRows,
+    encoded: Encoded,
+    size_factors_n: Tensor,
+    measured_g: NDArray[np.bool_] | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(n,) sums of squared errors and (n, 4) depth terms, as if all genes were measured.
+
+    Parameters
+    ----------
+    rows, encoded, size_factors_n
+        Log-normalized cells in the model's genes, their coordinates and size factors.
+    measured_g
+        Which genes of the atlas the cells' source measured; None = all.
+    """
+    device = model.output_layer.weight.device
+    genes_f = torch.from_numpy(genes.genes_f).to(device)
+    position_g = torch.full((model.spec.num_genes,), -1, device=device)
+    position_g[genes_f] = torch.arange(len(genes_f), device=device)
+    x_nf = rows.select(position_g, len(genes_f)).to_dense()
+    hidden_nh = model.decode_hidden(torch.from_numpy(mode_latents(model, encoded)).to(device))
+    layer = model.output_layer
+    decoded_nf = torch.relu(F.linear(hidden_nh, layer.weight[genes_f], layer.bias[genes_f]))
+    measured_f = _measured(model, genes, measured_g)
+    seen_f = torch.from_numpy(measured_f).to(device)
+    squares_nf = torch.where(seen_f, (decoded_nf - x_nf).square(), 0.0)
+    share_error = max(float(genes.variance_f[measured_f].sum() / genes.variance_f.sum()), _SMALLEST)
+    errors = squares_nf.sum(dim=1).double().cpu().numpy() / share_error
+    depth = np.log(np.maximum(size_factors_n.double().cpu().numpy(), 1.0))
+    detected = (x_nf > 0).sum(dim=1).double().cpu().numpy() / max(float(measured_f.mean()), _SMALLEST)
+    terms = np.stack([np.ones_like(depth), depth, depth**2, np.log1p(detected)], axis=1)
+    return np.maximum(errors, _SMALLEST), terms
+
+
+def _measured(model: JointVAE, genes: ErrorGenes, measured_g: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """(f,) which of the genes a source measured."""
+    if measured_g is None:
+        return np.ones(len(genes.genes_f), np.bool_)
+    own_g = measured_g[model.own_index_g.cpu().numpy() >= 0] if model.spec.num_atlas_genes else measured_g
+    measured_f: NDArray[np.bool_] = own_g[genes.genes_f]
+    return measured_f
+
+
+def nearest_distances(points_mb: NDArray[np.float32], queries_nb: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n,) mean Euclidean distance to the 15 nearest points."""
+    points, queries = torch.from_numpy(points_mb), torch.from_numpy(queries_nb)
+    count = min(_NEAREST, len(points))
+    half_norms_m = 0.5 * points.square().sum(dim=1)
+    found = []
+    for part_nb in queries.split(max(_TILE // max(len(points), 1), 1)):
+        nearest = torch.topk(part_nb @ points.T - half_norms_m, count, dim=1).values
+        squares = part_nb.square().sum(dim=1, keepdim=True) - 2 * nearest
+        found.append(squares.clamp(min=0).sqrt().mean(dim=1))
+    result: NDArray[np.float32] = torch.cat(found).numpy()
+    return result
+
+
+def _centre_and_spread(values: NDArray[np.float32]) -> tuple[float, float]:
+    centre = float(np.median(values))
+    return centre, max(float(np.median(np.abs(values - centre))) * _MAD_TO_SD, _SMALLEST)

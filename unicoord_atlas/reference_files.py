@@ -1,0 +1,82 @@
+"""The files of a reference but for its weights: JSON that is checked, and the frozen normalization."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from .errors import DataError
+from .normalization import Normalization
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def save_normalization(path: Path, normalization: Normalization) -> None:
+    """Write the arrays with the scalars as metadata."""
+    arrays, scalars = {}, {}
+    for field in fields(Normalization):
+        value = getattr(normalization, field.name)
+        if isinstance(value, np.ndarray):
+            arrays[field.name] = np.ascontiguousarray(value)
+        else:
+            scalars[field.name] = repr(value)
+    save_file(arrays, path, metadata=scalars)
+
+
+def load_normalization(path: Path) -> Normalization:
+    """Read what `save_normalization` wrote; DataError names the file."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            scalars = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+        return Normalization(
+            **arrays,
+            target_sum=float(scalars["target_sum"]),
+            max_fraction=float(scalars["max_fraction"]),
+            min_cells=int(scalars["min_cells"]),
+            log_input=scalars["log_input"] == "True",
+        )
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a normalization ({error})") from error
+
+
+def read_checked(path: Path, kind: type[Model], newest: int) -> Model:
+    """Read a JSON file with a format_version as a pydantic model.
+
+    Raises
+    ------
+    DataError
+        If it is of a version above `newest`, or not what the model demands: the first fault is named.
+    """
+    text = read_text(path)
+    try:
+        version = dict(json.loads(text)).get("format_version", 1)
+        if isinstance(version, int) and version > newest:
+            raise DataError(
+                f"{path}: reference of version {version}, this program reads up to {newest}; update unicoord-atlas"
+            )
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; the file is damaged") from error
+    except (TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: no JSON object ({error}); the file is damaged") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of a reference; DataError if there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); is this a reference directory? export-reference makes one of a run"
+        ) from error
