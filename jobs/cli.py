@@ -13,6 +13,10 @@ import typer
 
 from unicoord_atlas.errors import AlreadyDone, UnicoordError, UsageError
 
+from .command_line import Json, Out, finish, listed, pairs
+from .evaluate_command import EvaluateGroup, add_mapped
+from .reference_command import add_reference_commands
+
 _TYPER_USAGE = 2
 
 app = typer.Typer(
@@ -25,19 +29,6 @@ app = typer.Typer(
     "Exit codes: 0 done, 64 usage, 65 bad data, 78 bad config, 75 lost another process, "
     "130/143 interrupted/terminated, 1 anything else.",
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
-Out = Annotated[Path, typer.Option(help="What to write; it appears under this name only when it is finished.")]
-
-
-def _finish(result: dict[str, Any], as_json: bool) -> None:
-    """Print the result as JSON, or say on stderr what was written."""
-    if as_json and result:  # of several processes only the main one has a result
-        print(json.dumps(result))
-        return
-    for key in ("run", "latents", "reference", "mapped", "generated", "simulated"):
-        if key in result:
-            print(f"wrote {result[key]}", file=sys.stderr)
 
 
 def _page(as_json: bool) -> Any:
@@ -109,9 +100,9 @@ def ingest(
     options = IngestOptions(
         sources=sources,
         out=out,
-        labels=_listed(label),
+        labels=listed(label),
         label_map=label_map,
-        unlabelled=_listed(unlabelled),
+        unlabelled=listed(unlabelled),
         allow_missing_labels=allow_missing_labels,
         genes=genes,
         gene_key=gene_key,
@@ -124,7 +115,7 @@ def ingest(
         dask=dask,
         dry_run=dry_run,
     )
-    _finish(run(options), as_json)
+    finish(run(options), as_json)
 
 
 @app.command("build-graph")
@@ -154,7 +145,7 @@ def build_graph(
     options = job.BuildGraphOptions(
         store, k, metric, num_pcs, num_genes, use_rep, batch, recall, seed, replace=replace, dask=dask
     )
-    _finish(job.run(options), as_json)
+    finish(job.run(options), as_json)
 
 
 @app.command()
@@ -176,7 +167,7 @@ def info(
     """Say what a store or a file holds: cells, genes, matrices, candidate label columns."""
     from .info import run
 
-    _finish(run(path, _page(as_json)), as_json)
+    finish(run(path, _page(as_json)), as_json)
 
 
 @app.command()
@@ -184,7 +175,7 @@ def check(path: Annotated[Path, typer.Argument(help="Any finished output directo
     """Verify a finished output against its manifest: every file, size and checksum."""
     from .check import run
 
-    _finish(run(path, _page(as_json)), as_json)
+    finish(run(path, _page(as_json)), as_json)
 
 
 @app.command()
@@ -204,7 +195,7 @@ def doctor(as_json: Json = False) -> None:
     """Say what this machine has: versions, devices, bf16, memory, disk."""
     from .doctor import run
 
-    _finish(run(_page(as_json)), as_json)
+    finish(run(_page(as_json)), as_json)
 
 
 @app.command()
@@ -233,8 +224,8 @@ def train(
     from unicoord_atlas.config import RunConfig
 
     given = {
-        "latent.discrete": _listed(discrete) if discrete is not None else None,
-        "latent.continuous": _listed(continuous) if continuous is not None else None,
+        "latent.discrete": listed(discrete) if discrete is not None else None,
+        "latent.continuous": listed(continuous) if continuous is not None else None,
         "latent.hierarchy": [hierarchy] if hierarchy is not None else None,
         "train.epochs": epochs,
         "train.seed": seed,
@@ -244,7 +235,7 @@ def train(
     settings = RunConfig.load(config, [*options, *(set or [])])
     from .train import TrainOptions, run
 
-    _finish(run(TrainOptions(store, out, settings)), as_json)
+    finish(run(TrainOptions(store, out, settings)), as_json)
 
 
 @app.command(
@@ -277,41 +268,15 @@ def export_latents(
     """Write the coordinates of all cells of an atlas: AnnData Zarr and parquet."""
     from . import export_latents as job
 
-    _finish(job.run(job.ExportLatentsOptions(store, run, out)), as_json)
+    finish(job.run(job.ExportLatentsOptions(store, run, out)), as_json)
 
 
-@app.command("export-reference")
-def export_reference(
-    run: Annotated[Path, typer.Option(help="A finished run directory.")],
-    out: Out,
-    latents: Annotated[Path | None, typer.Option(help="Bundle these coordinates of the atlas's cells.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Write a reference model to share: safetensors, JSON, model card."""
-    from . import export_reference as job
-
-    _finish(job.run(job.ExportReferenceOptions(run, out, latents)), as_json)
-
-
-@app.command("map-query")
-def map_query(
-    query: Annotated[Path, typer.Argument(help=".h5ad, 10x .h5 or AnnData .zarr with raw counts.")],
-    reference: Annotated[Path, typer.Option(help="A reference directory.")],
-    out: Out,
-    probabilities: Annotated[bool, typer.Option(help="Write the probability of every class to obsm.")] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write obs, with the predictions, as CSV too.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
-    input: Annotated[Literal["counts", "lognorm"], typer.Option(help="What the query holds.")] = "counts",
-    gene_table: Annotated[Path | None, typer.Option(help="Ensembl ids and symbols.", metavar="TSV")] = None,
-    as_json: Json = False,
-) -> None:
-    """Map new cells onto a reference: coordinates, labels, confidence.
-
-    The output holds the query's obs and the coordinates in obsm, no expression.
-    """
-    from . import map_query as job
-
-    _finish(job.run(job.MapQueryOptions(query, reference, out, probabilities, csv, layer, input, gene_table)), as_json)
+add_reference_commands(app)
+evaluate = typer.Typer(
+    cls=EvaluateGroup, no_args_is_help=True, help="Measure how good coordinates and generated cells are."
+)
+app.add_typer(evaluate, name="evaluate")
+add_mapped(evaluate)
 
 
 @app.command()
@@ -332,9 +297,9 @@ def generate(
     from . import generate as job
 
     options = job.GenerateOptions(
-        cells, reference, out, _pairs(set_label, "--set-label"), _pairs(set_value, "--set-value"), layer
+        cells, reference, out, pairs(set_label, "--set-label"), pairs(set_value, "--set-value"), layer
     )
-    _finish(job.run(options), as_json)
+    finish(job.run(options), as_json)
 
 
 @app.command()
@@ -344,7 +309,7 @@ def demo(
     """Run the main job on 700 real blood cells that need no download: about two minutes."""
     from .demo import run
 
-    _finish(run(out), as_json)
+    finish(run(out), as_json)
 
 
 @app.command()
@@ -383,21 +348,7 @@ def simulate(
     """
     from . import simulate as job
 
-    _finish(job.run(job.SimulateOptions(cells, out, genes, seed, organs, genes_detected, like, compress)), as_json)
-
-
-def _listed(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
-
-
-def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
-    pairs = {}
-    for text in texts or []:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"{option} {text!r}: write it as name=value")
-        pairs[name.strip()] = value.strip().strip('"')
-    return pairs
+    finish(job.run(job.SimulateOptions(cells, out, genes, seed, organs, genes_detected, like, compress)), as_json)
 
 
 def main() -> None:

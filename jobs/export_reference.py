@@ -6,11 +6,12 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from unicoord_atlas.errors import DataError
+from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
 from unicoord_atlas.reference import ReferenceModel
 
-from .workdir import finished_directory
+from .reference_cells import LATENTS, write_index
+from .workdir import describe_input, finished_directory, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,8 @@ class ExportReferenceOptions:
     out: Path
     latents: Path | None = None
     """Bundle these coordinates of the atlas's cells."""
+    index: bool = False
+    """Also a faiss index of them."""
 
 
 def model_of_run(run: Path) -> Path:
@@ -37,16 +40,29 @@ def model_of_run(run: Path) -> Path:
 
 
 def run(options: ExportReferenceOptions) -> dict[str, Any]:
-    """Copy the model, with the latents if asked for; nothing is computed."""
+    """Copy the model, with the latents if asked for: a reference that holds coordinates in place of counts."""
     folder = model_of_run(options.run)
-    if options.latents and not (options.latents / "obsm" / "X_unicoord").exists():
-        raise DataError(
-            f"--latents {options.latents}: holds no coordinates; make them with `unicoord-atlas export-latents`"
-        )
+    if options.index and not options.latents:
+        raise UsageError("--index: there is nothing to index without --latents")
+    if options.latents:
+        _require_latents(options.latents, folder)
     reference = ReferenceModel.load(folder)
     inputs = [folder, *([options.latents] if options.latents else [])]
-    with finished_directory(options.out, inputs, {"latents": options.latents is not None}) as partial:
+    config = {"latents": options.latents is not None, "index": options.index}
+    with finished_directory(options.out, inputs, config) as partial:
         reference.save(partial)
         if options.latents:
-            shutil.copytree(options.latents, partial / "latents.zarr")
+            shutil.copytree(options.latents, partial / LATENTS)
+        if options.index:
+            write_index(partial)
     return {"reference": str(options.out), "metrics": dict(reference.config.metrics)}
+
+
+def _require_latents(latents: Path, model: Path) -> None:
+    """DataError unless these are coordinates by this very model."""
+    way = "make them with `unicoord-atlas export-latents`"
+    if not (latents / "obsm" / "X_unicoord").exists():
+        raise DataError(f"--latents {latents}: holds no coordinates; {way}")
+    made_from = (read_json(latents / MANIFEST) or {}).get("inputs", [])
+    if describe_input(model) not in made_from:
+        raise DataError(f"--latents {latents}: coordinates by another model than that of {model.parent}; {way}")

@@ -28,6 +28,7 @@ from unicoord_atlas.training.checkpoint import Progress, load_best, pointed, rea
 from unicoord_atlas.training.estimate import estimate
 from unicoord_atlas.training.finish import finished_model
 from unicoord_atlas.training.loop import run_training
+from unicoord_atlas.training.novelty_fit import reference_rows
 from unicoord_atlas.training.optimizer import even_batch_size, part_size
 from unicoord_atlas.training.precision import choose_device, choose_precision
 from unicoord_atlas.training.preparation import Preparation, prepare
@@ -217,6 +218,7 @@ def _finish(options: TrainOptions, store: CellStore, prepared: Preparation, run:
         _in_order(store, prepared, sample),
         checked,
         sampled,
+        _in_order(store, prepared, reference_rows(prepared, options.config.latent.technical)),
     )
     folder = options.out / "model"
     shutil.rmtree(folder, ignore_errors=True)

@@ -25,7 +25,7 @@ UNSURE, NOVEL = "unsure", "novel"
 """Why a cell is unassigned: no level is sure enough, or it is too strange for any."""
 
 
-class LabelTree(BaseModel):
+class ParentShares(BaseModel):
     """Which parent category each category of a label belongs to, as a reference stores it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,7 +35,7 @@ class LabelTree(BaseModel):
     """Share of each child that belongs to each parent; see `hierarchy.Hierarchy`."""
 
     @model_validator(mode="after")
-    def _rectangular(self) -> LabelTree:
+    def _rectangular(self) -> ParentShares:
         if len({len(row) for row in self.shares}) > 1:
             raise ValueError(f"{self.parent} > {self.child}: rows of different lengths")
         return self
@@ -59,7 +59,7 @@ class CallRule:
 class Caller:
     """Calls of one label: the class, else the nearest ancestor that is sure enough."""
 
-    def __init__(self, labels: Sequence[LabelColumn], trees: Sequence[LabelTree], name: str, rule: CallRule) -> None:
+    def __init__(self, labels: Sequence[LabelColumn], trees: Sequence[ParentShares], name: str, rule: CallRule) -> None:
         self._rule = rule
         columns = {label.name: label for label in labels}
         self._chain: list[tuple[str, NDArray[np.float32] | None]] = [(name, None)]

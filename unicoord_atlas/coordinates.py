@@ -124,7 +124,7 @@ class _Columns:
         self._codes = {name: np.zeros(num_rows, np.int32) for name in names}
         self._confidence = {name: np.zeros(num_rows, np.float32) for name in names}
         self._callers = (
-            {name: Caller(self._labels, reference.config.trees, name, rule) for name in names} if rule else {}
+            {name: Caller(self._labels, reference.config.parent_shares, name, rule) for name in names} if rule else {}
         )
         self._calls = {name: np.zeros(num_rows, np.int32) for name in self._callers}
         self._levels = {name: np.zeros(num_rows, np.int8) for name in self._callers}
@@ -166,9 +166,19 @@ def _tables(part: Annotation, probabilities: bool) -> dict[str, NDArray[np.float
 
 def facts_of(reference: ReferenceModel) -> dict[str, object]:
     """What uns["unicoord"] says of the coordinates."""
+    parents = {
+        tree.child: {
+            "level": tree.parent,
+            "children": list(reference.label(tree.child).categories),
+            "parents": [reference.label(tree.parent).categories[int(np.argmax(row))] for row in tree.shares],
+        }
+        for tree in reference.config.parent_shares
+    }
     return {
         "dims": list(reference.dims),
+        "supervised": [each.name for each in reference.config.network.latent.continuous if each.supervised],
         "categories": {label.name: list(label.categories) for label in reference.config.labels},
+        "parents": parents,
         "technical": list(reference.config.technical),
         "version": __version__,
     }

@@ -2,9 +2,10 @@
 
     novelty = (log distance - its centre) / its spread + (log error, depth taken off, - its centre) / its spread
 
-Distances are Euclidean in the whitened biological coordinates, the mean over the nearest reference cells.  Errors are
+Distances are Euclidean in the biological coordinates, the mean over the nearest labelled reference cells.  Errors are
 sums of squares over the genes that vary most; what depth alone does to them is a regression on the reference's cells.
-Centres and spreads are the median and the scaled median deviation of validation cells.
+Centres and spreads are the median and the scaled median deviation of validation cells.  Chosen by leaving types out of
+pbmc8k and looking for them in pbmc4k: either part alone misses one type or another (benchmarks/bench_novelty.py).
 Shapes: n cells, m reference cells, v validation cells, b biological coordinates, f genes that the error is taken over.
 """
 
@@ -34,11 +35,7 @@ if TYPE_CHECKING:
     from .batch import SparseRows
     from .encode import Encoded
 
-NUM_GENES = 2000
-MAX_POINTS = 10_000
 _NEAREST = 15
-_RIDGE = 0.01
-"""Added to the variances before whitening: directions in which reference cells hardly differ count little."""
 _MAD_TO_SD = 1.4826
 _TILE = 1 << 24
 _SMALLEST = 1e-6
@@ -77,21 +74,15 @@ class Novelty:
     variance_f: NDArray[np.float64]
     """Of their log-normalized values in the atlas."""
     points_mb: NDArray[np.float32]
-    """Whitened biological coordinates of reference cells."""
-    centre_b: NDArray[np.float32]
-    whitening_bb: NDArray[np.float32]
-    depth_4: NDArray[np.float64]
-    """Regression of the log error on `depth_terms`."""
+    """Biological coordinates of reference cells."""
+    depth_2: NDArray[np.float64]
+    """Regression of the log error on 1 and the log of the size factor."""
     scale_22: NDArray[np.float64]
     """Centre and spread of log distance, and of log error."""
     coverages: NDArray[np.float64]
     """(c,) ascending shares of the mean profile at which validation cells were scored; the last is 1."""
     scores_cv: NDArray[np.float32]
     """Novelty of the validation cells at each coverage, ascending."""
-
-    def distances(self, bio_nb: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n,) mean distance to the nearest reference cells."""
-        return nearest_distances(self.points_mb, np.asarray((bio_nb - self.centre_b) @ self.whitening_bb, np.float32))
 
     def scores(self, parts: Strangeness) -> NDArray[np.float32]:
         """(n,) novelty, higher = stranger."""
@@ -126,53 +117,35 @@ class Novelty:
             raise DataError(f"{path}: cannot be read as the novelty of a reference ({error})") from error
 
 
-def fit_novelty(
-    genes_f: NDArray[np.int64],
-    variance_f: NDArray[np.float64],
-    bio_mb: NDArray[np.float32],
-    errors_m: NDArray[np.float64],
-    terms_m4: NDArray[np.float64],
-    validation: Mapping[float, tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]],
-    seed: int = 0,
-) -> Novelty:
-    """Whiten, regress and score.
+Gathered = tuple["NDArray[np.float32]", "NDArray[np.float64]", "NDArray[np.float64]"]
+"""(n, b) biological coordinates, (n,) errors and (n, 2) depth terms of cells."""
+
+
+def fit_novelty(genes: ErrorGenes, reference_cells: Gathered, validation: Mapping[float, Gathered]) -> Novelty:
+    """Regress, scale and score.
 
     Parameters
     ----------
-    bio_mb, errors_m, terms_m4
-        Biological coordinates, errors and depth terms of training cells.
     validation
-        The same three of validation cells, at each coverage; 1.0 among them.
+        Validation cells as they are at each coverage; 1.0 among them.
     """
-    centre_b = bio_mb.mean(axis=0, dtype=np.float64)
-    covariance_bb = np.cov(bio_mb.T.astype(np.float64)).reshape(len(centre_b), -1) + _RIDGE * np.eye(len(centre_b))
-    whitening_bb = np.linalg.cholesky(np.linalg.inv(covariance_bb))
-    kept = np.random.default_rng(seed).permutation(len(bio_mb))[:MAX_POINTS]
-    depth_4 = np.asarray(np.linalg.lstsq(terms_m4, np.log(errors_m), rcond=None)[0], np.float64)
+    points_mb, errors_m, terms_m2 = reference_cells
+    depth_2 = np.asarray(np.linalg.lstsq(terms_m2, np.log(errors_m), rcond=None)[0], np.float64)
     coverages = np.array(sorted(validation))
-    novelty = Novelty(
-        genes_f,
-        variance_f,
-        ((bio_mb[kept] - centre_b) @ whitening_bb).astype(np.float32),
-        centre_b.astype(np.float32),
-        whitening_bb.astype(np.float32),
-        depth_4,
-        np.ones((2, 2)),
-        coverages,
-        np.zeros((len(coverages), 0), np.float32),
-    )
-    parts = {share: strangeness(novelty, *validation[share]) for share in coverages.tolist()}
-    scale_22 = np.array([_centre_and_spread(parts[1.0].log_distance), _centre_and_spread(parts[1.0].log_error)])
+    none_22, no_scores = np.ones((2, 2)), np.zeros((len(coverages), 0), np.float32)
+    novelty = Novelty(genes.genes_f, genes.variance_f, points_mb, depth_2, none_22, coverages, no_scores)
+    parts = [strangeness(novelty, *validation[share]) for share in coverages.tolist()]
+    scale_22 = np.array([_centre_and_spread(parts[-1].log_distance), _centre_and_spread(parts[-1].log_error)])
     scaled = replace(novelty, scale_22=scale_22)
-    return replace(scaled, scores_cv=np.stack([np.sort(scaled.scores(parts[share])) for share in coverages.tolist()]))
+    return replace(scaled, scores_cv=np.stack([np.sort(scaled.scores(part)) for part in parts]))
 
 
 def strangeness(
-    novelty: Novelty, bio_nb: NDArray[np.float32], errors_n: NDArray[np.float64], terms_n4: NDArray[np.float64]
+    novelty: Novelty, bio_nb: NDArray[np.float32], errors_n: NDArray[np.float64], terms_n2: NDArray[np.float64]
 ) -> Strangeness:
     """Both parts of the novelty of cells."""
-    distances = np.maximum(novelty.distances(bio_nb), _SMALLEST)
-    errors = np.log(errors_n) - terms_n4 @ novelty.depth_4
+    distances = np.maximum(nearest_distances(novelty.points_mb, bio_nb), _SMALLEST)
+    errors = np.log(errors_n) - terms_n2 @ novelty.depth_2
     return Strangeness(np.log(distances), errors.astype(np.float32))
 
 
@@ -185,7 +158,7 @@ def cell_errors(
     size_factors_n: Tensor,
     measured_g: NDArray[np.bool_] | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(n,) sums of squared errors and (n, 4) depth terms, as if all genes were measured.
+    """(n,) sums of squared errors and (n, 2) depth terms, as if all genes were measured.
 
     Parameters
     ----------
@@ -208,8 +181,7 @@ def cell_errors(
     share_error = max(float(genes.variance_f[measured_f].sum() / genes.variance_f.sum()), _SMALLEST)
     errors = squares_nf.sum(dim=1).double().cpu().numpy() / share_error
     depth = np.log(np.maximum(size_factors_n.double().cpu().numpy(), 1.0))
-    detected = (x_nf > 0).sum(dim=1).double().cpu().numpy() / max(float(measured_f.mean()), _SMALLEST)
-    terms = np.stack([np.ones_like(depth), depth, depth**2, np.log1p(detected)], axis=1)
+    terms = np.stack([np.ones_like(depth), depth], axis=1)
     return np.maximum(errors, _SMALLEST), terms
 
 

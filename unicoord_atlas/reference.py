@@ -25,7 +25,7 @@ from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
 from unicoord_atlas.training.calibration import Calibration
 from unicoord_atlas.training.checkpoint import load_weights
 
-from .calls import CallRule, LabelTree
+from .calls import CallRule, ParentShares
 from .encode import Encoded, encoded_batch, softmax
 from .errors import DataError
 from .model_card import model_card
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 NOVELTY = "novelty.safetensors"
 FORMAT_VERSION = 2
-"""1 knew no novelty, no trees and no calibration at low coverage; it is read all the same."""
+"""1 knew no novelty, no parents of labels and no calibration at low coverage; it is read all the same."""
 
 
 class ReferenceConfig(BaseModel):
@@ -57,7 +57,7 @@ class ReferenceConfig(BaseModel):
     labels: tuple[LabelColumn, ...]
     """Of the supervised discrete dimensions, as trained."""
     technical: tuple[str, ...] = ()
-    trees: tuple[LabelTree, ...] = ()
+    parent_shares: tuple[ParentShares, ...] = ()
     """Which label refines which."""
     calibration: Calibration
     metrics: dict[str, float] = Field(default_factory=dict)

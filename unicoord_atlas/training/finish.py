@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from unicoord_atlas.calls import LabelTree
+from unicoord_atlas.calls import ParentShares
 from unicoord_atlas.encode import Encoded, encode_batches, softmax
 from unicoord_atlas.narrower import NarrowerBatches, genes_that_carry
 from unicoord_atlas.reference import ReferenceConfig, ReferenceModel
@@ -42,6 +42,7 @@ def finished_model(
     training: Iterable[MiniBatch],
     validation: Iterable[MiniBatch],
     sampled: Iterable[MiniBatch],
+    reference_cells: Iterable[MiniBatch],
 ) -> ReferenceModel:
     """Calibrate and measure trained weights.
 
@@ -54,6 +55,8 @@ def finished_model(
     sampled
         Of validation cells as many as are enough for what is measured several times: how sure and how strange cells
         are of which fewer genes are known.
+    reference_cells
+        Training cells that stand for what is known: see `novelty_fit.reference_rows`.
     """
     device = model.output_layer.weight.device
     names = tuple(label.name for label in prepared.labels)
@@ -73,8 +76,8 @@ def finished_model(
         network=model.spec,
         labels=prepared.labels,
         technical=config.latent.technical,
-        trees=tuple(
-            LabelTree(parent=tree.parent, child=tree.child, shares=tuple(map(tuple, tree.parents_kp.tolist())))
+        parent_shares=tuple(
+            ParentShares(parent=tree.parent, child=tree.child, shares=tuple(map(tuple, tree.parents_kp.tolist())))
             for tree in prepared.hierarchies
         ),
         calibration=calibration,
@@ -88,7 +91,7 @@ def finished_model(
     )
     reference = ReferenceModel(model.eval(), reference_config, schema, normalization)
     if checked:
-        reference.novelty = novelty_of(reference, training, sampled, narrower)
+        reference.novelty = novelty_of(reference, reference_cells, sampled, narrower)
     return reference
 
 

@@ -10,16 +10,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unicoord_atlas.novelty import NUM_GENES, Novelty, cell_errors, fit_novelty
+from unicoord_atlas.novelty import Gathered, Novelty, cell_errors, fit_novelty
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from numpy.typing import NDArray
 
     from unicoord_atlas.batch import MiniBatch
     from unicoord_atlas.narrower import NarrowerBatches
     from unicoord_atlas.reference import ReferenceModel
+
+    from .preparation import Preparation
+
+
+MAX_POINTS = 10_000
+NUM_GENES = 2_000
 
 
 @dataclass(frozen=True)
@@ -32,22 +38,45 @@ class ChosenGenes:
 
 def novelty_of(
     reference: ReferenceModel,
-    training: Iterable[MiniBatch],
+    reference_cells: Iterable[MiniBatch],
     validation: Iterable[MiniBatch],
     narrower: Mapping[float, NarrowerBatches],
 ) -> Novelty | None:
-    """Fit on training cells; score validation cells as they are and with fewer genes.
+    """Fit on training cells, see `reference_rows`; score validation cells as they are and with fewer genes.
 
     None if all coordinates are technical: nothing is left to be near in.
     """
     genes = chosen_genes(reference)
-    points = _gathered(reference, genes, training)
+    points = _gathered(reference, genes, reference_cells)
     if not points[0].shape[1]:
         return None
     scored = {1.0: _gathered(reference, genes, validation)}
     for share, batches in narrower.items():
         scored[share] = _gathered(reference, genes, batches, batches.measured_g)
-    return fit_novelty(genes.genes_f, genes.variance_f, *points, scored)
+    return fit_novelty(genes, points, scored)
+
+
+def reference_rows(prepared: Preparation, technical: Collection[str]) -> NDArray[np.int64]:
+    """Training cells that stand for what the reference knows: labelled ones, rare classes as whole as possible.
+
+    Unlabelled cells may be of any type: near them says nothing.  Without labels all training cells are taken.
+    """
+    rows = prepared.training_rows
+    names = [label.name for label in prepared.labels]
+    biological = [number for number, name in enumerate(names) if name not in technical]
+    if not biological:
+        return rows[:: max(len(rows) // MAX_POINTS, 1)]
+    finest = max(biological, key=lambda number: len(prepared.labels[number].categories))
+    codes = prepared.columns.codes[rows, finest]
+    chosen: list[NDArray[np.int64]] = []
+    left = MAX_POINTS
+    classes = sorted((rows[codes == code] for code in np.unique(codes[codes >= 0])), key=len)
+    for number, members in enumerate(classes):
+        share = left // (len(classes) - number)
+        taken = members if len(members) <= share else members[np.linspace(0, len(members) - 1, share).astype(np.int64)]
+        chosen.append(taken)
+        left -= len(taken)
+    return np.sort(np.concatenate(chosen))
 
 
 def chosen_genes(reference: ReferenceModel) -> ChosenGenes:
@@ -66,8 +95,7 @@ def _gathered(
     genes: ChosenGenes,
     batches: Iterable[MiniBatch],
     measured_g: NDArray[np.bool_] | None = None,
-) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
-    """(n, b) biological coordinates, (n,) errors and (n, 4) depth terms of all cells."""
+) -> Gathered:
     coverage = 1.0 if measured_g is None else reference.normalization.profile_share(measured_g)
     bio, errors, terms = [], [], []
     for batch in batches:

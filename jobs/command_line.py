@@ -1,0 +1,55 @@
+"""What the parsers of several commands share: options, lists and pairs in them, and how a result is printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unicoord_atlas.errors import UsageError
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+Out = Annotated[Path, typer.Option(help="What to write; it appears under this name only when it is finished.")]
+
+
+def finish(result: dict[str, Any], as_json: bool) -> None:
+    """Print the result as JSON, or say on stderr what was written."""
+    if as_json and result:  # of several processes only the main one has a result
+        print(json.dumps(result))
+        return
+    for key in (
+        "run",
+        "latents",
+        "reference",
+        "mapped",
+        "neighbors",
+        "evaluation",
+        "generated",
+        "restored",
+        "figure",
+        "simulated",
+    ):
+        if key in result:
+            print(f"wrote {result[key]}", file=sys.stderr)
+
+
+def listed(text: str | None) -> list[str]:
+    """The parts of a comma-separated option."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    """``name=value`` options by name; UsageError for one without a value, or a name that comes twice."""
+    found: dict[str, str] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise UsageError(f"{option} {text!r}: write it as name=value")
+        if name in found:
+            raise UsageError(f"{option} {text!r}: {name!r} is given twice")
+        found[name] = value.strip().strip('"')
+    return found

@@ -1,0 +1,199 @@
+"""evaluate MAPPED: predictions, confidences and coordinates of mapped cells against the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from unicoord_atlas import evaluation
+from unicoord_atlas.calls import UNASSIGNED
+from unicoord_atlas.errors import DataError, UsageError
+
+from .evaluate_tables import write_evaluation
+from .mapped_file import read_mapped
+from .workdir import check_output, finished_directory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import anndata
+    from numpy.typing import NDArray
+
+UNLABELLED = "(unlabelled)"
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What `unicoord-atlas evaluate MAPPED` is asked to do."""
+
+    mapped: Path
+    truth: list[str]
+    """COLUMN or COLUMN=LABEL."""
+    out: Path
+    label_map: Path | None = None
+    batch: str | None = None
+
+
+@dataclass(frozen=True)
+class LabelEvaluation:
+    """One label's predictions against the truth."""
+
+    label: str
+    metrics: dict[str, float]
+    classes: pd.DataFrame
+    bins: pd.DataFrame
+    confusion: pd.DataFrame
+    """Cells of each true class that the reference has, by predicted class."""
+    flow: pd.DataFrame
+    """Cells of each label of the query, those that the reference lacks included, by predicted class."""
+
+
+def run(options: EvaluateOptions) -> dict[str, Any]:
+    """Measure, write JSON, tables and figures."""
+    inputs = [options.mapped, *([options.label_map] if options.label_map else [])]
+    settings = {"truth": options.truth, "batch": options.batch}
+    check_output(options.out, inputs, settings)
+    if not options.truth:
+        raise UsageError("--truth: name an obs column")
+    adata = read_mapped(options.mapped)
+    facts = adata.uns.get("unicoord")
+    if facts is None or "categories" not in facts:
+        raise DataError(f"{options.mapped}: map-query did not write it; give the file that it wrote")
+    found = [_evaluated(adata, facts, text, options) for text in options.truth]
+    dims = [str(name) for name in facts["dims"]]
+    coordinates = np.asarray(adata.obsm["X_unicoord"], np.float32)
+    columns = [text.partition("=")[0] for text in options.truth] + ([options.batch] if options.batch else [])
+    known = evaluation.explained_by(adata.obs[columns], coordinates, dims)
+    activities = _activities(adata, facts, found[0].label, coordinates, dims)
+    mixing = _mixing(adata, columns[0], options.batch) if options.batch else {}
+    with finished_directory(options.out, inputs, settings) as partial:
+        write_evaluation(partial, found, known, activities, mixing)
+    return {
+        "evaluation": str(options.out),
+        "labels": {each.label: each.metrics for each in found},
+        **({"mixing": mixing} if mixing else {}),
+    }
+
+
+def _evaluated(adata: anndata.AnnData, facts: dict[str, Any], text: str, options: EvaluateOptions) -> LabelEvaluation:
+    column, _, label = text.partition("=")
+    label = label or column
+    if label not in facts["categories"]:
+        known = ", ".join(facts["categories"])
+        raise UsageError(
+            f"--truth {text}: the reference has no label {label!r}; write {column}=LABEL with one of: {known}"
+        )
+    truth = _truth(adata.obs, column, label, options)
+    categories = [str(name) for name in facts["categories"][label]]
+    predicted = adata.obs[f"{label}_predicted"].to_numpy(str)
+    confidence = adata.obs[f"{label}_confidence"].to_numpy(np.float32)
+    inside = np.isin(truth, categories)
+    if not inside.any():
+        raise DataError(
+            f"--truth {text}: none of its values ({', '.join(sorted(set(truth))[:5])}) is a class of the reference "
+            f"({', '.join(categories[:5])}); name them alike with --label-map"
+        )
+    classes = evaluation.class_scores(truth[inside], predicted[inside])
+    right = truth[inside] == predicted[inside]
+    bins = evaluation.calibration_bins(right, confidence[inside])
+    metrics = {
+        "cells": int(inside.sum()),
+        "cells_of_other_types": int((~inside & (truth != UNLABELLED)).sum()),
+        "accuracy": float(right.mean()),
+        "macro_f1": float(classes["f1"].mean()),
+        "ece": evaluation.calibration_error(bins),
+        "accuracy_of_most_confident_90": evaluation.selective_accuracy(right, confidence[inside], 0.9),
+    }
+    table = adata.obsm.get(f"X_unicoord_{label}")
+    if table is not None:
+        codes = pd.Categorical(truth[inside], categories).codes
+        metrics["nll"] = evaluation.negative_log_likelihood(np.asarray(table)[inside], codes)
+    above = _parents_above(facts, label)
+    if above:
+        metrics["hierarchical_f1"] = evaluation.hierarchical_f1(truth[inside], predicted[inside], above)
+    metrics |= _call_metrics(adata.obs, label, truth, inside, above) | _novelty_metrics(adata.obs, truth, inside)
+    confusion = pd.crosstab(truth[inside], predicted[inside], rownames=["truth"], colnames=["predicted"])
+    flow = pd.crosstab(truth, predicted, rownames=["truth"], colnames=["predicted"])
+    return LabelEvaluation(label, metrics, classes, bins, confusion, flow)
+
+
+def _truth(obs: pd.DataFrame, column: str, label: str, options: EvaluateOptions) -> NDArray[np.str_]:
+    """(n,) true classes under the reference's names where the label map has one; unlabelled cells are marked."""
+    if column not in obs:
+        raise UsageError(f"--truth {column}: obs has no such column; it has: {', '.join(map(str, obs.columns))}")
+    values = obs[column].astype("string").replace("", pd.NA)
+    if options.label_map:
+        table = pd.read_csv(options.label_map, dtype=str)
+        if not {"column", "label", label} <= set(table.columns):
+            raise DataError(f"{options.label_map}: it needs the columns column, label and {label}")
+        rows = table[table["column"] == column]
+        names = dict(zip(rows["label"], rows[label], strict=True))
+        values = values.map(lambda name: names.get(name, name), na_action="ignore")
+    result: NDArray[np.str_] = values.fillna(UNLABELLED).to_numpy(str)
+    return result
+
+
+def _parents_above(facts: dict[str, Any], label: str) -> list[dict[str, str]]:
+    """The parent of each category, level by level from the label upwards."""
+    levels = []
+    ties = facts.get("parents", {})
+    while label in ties:
+        tie = ties[label]
+        levels.append({str(child): str(parent) for child, parent in zip(tie["children"], tie["parents"], strict=True)})
+        label = str(tie["level"])
+    return levels
+
+
+def _call_metrics(
+    obs: pd.DataFrame, label: str, truth: NDArray[np.str_], inside: NDArray[np.bool_], above: list[dict[str, str]]
+) -> dict[str, float]:
+    """How many cells of known types are called, and how many of these calls name the type or one of its ancestors."""
+    if f"{label}_call" not in obs:
+        return {}
+    calls = obs[f"{label}_call"].to_numpy(str)[inside]
+    names = truth[inside]
+    right = calls == names
+    for parents in above:
+        names = np.array([parents.get(str(name), "") for name in names])
+        right |= calls == names
+    called = calls != UNASSIGNED
+    return {
+        "called": float(called.mean()),
+        "accuracy_of_calls": float(right[called].mean()) if called.any() else float("nan"),
+    }
+
+
+def _novelty_metrics(obs: pd.DataFrame, truth: NDArray[np.str_], inside: NDArray[np.bool_]) -> dict[str, float]:
+    """False alarms among known types; where the query has types that the reference lacks, how well they stand out."""
+    if "novelty" not in obs:
+        return {}
+    novelty, p_values = obs["novelty"].to_numpy(np.float32), obs["novelty_p"].to_numpy(np.float32)
+    strange = ~inside & (truth != UNLABELLED)
+    metrics = {"false_alarms_at_0.05": float((p_values[inside] < 0.05).mean())}
+    if strange.any():
+        labelled = inside | strange
+        metrics["novelty_auroc"] = evaluation.separation(strange[labelled], novelty[labelled])
+        metrics["found_at_0.05"] = float((p_values[strange] < 0.05).mean())
+    return metrics
+
+
+def _activities(
+    adata: anndata.AnnData, facts: dict[str, Any], label: str, coordinates: NDArray[np.float32], dims: list[str]
+) -> pd.DataFrame | None:
+    """Supervised continuous dimensions by predicted type; None if there are none."""
+    chosen = [number for number, name in enumerate(dims) if name in set(map(str, facts.get("supervised", ())))]
+    if not chosen:
+        return None
+    groups = adata.obs[f"{label}_predicted"].to_numpy(str)
+    return evaluation.activities_by_group(groups, coordinates[:, chosen], [dims[number] for number in chosen])
+
+
+def _mixing(adata: anndata.AnnData, label: str, batch: str) -> dict[str, float]:
+    from .evaluate_mixing import mixing  # late: jax takes seconds, and is an extra
+
+    if batch not in adata.obs:
+        raise UsageError(f"--batch {batch}: obs has no such column; it has: {', '.join(map(str, adata.obs.columns))}")
+    return mixing(np.asarray(adata.obsm["X_unicoord_bio"], np.float32), adata.obs[label], adata.obs[batch])

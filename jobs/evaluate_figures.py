@@ -1,0 +1,85 @@
+"""Figures of an evaluation: confusion, calibration, and the flow from labels to predictions (the paper's figure 4f)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_GAP = 0.02
+_COLORS = plt.get_cmap("tab20")
+
+
+def draw_confusion(confusion: pd.DataFrame, label: str, path: Path) -> None:
+    """Shares of each true class by predicted class."""
+    shares = confusion.div(confusion.sum(axis=1), axis=0).to_numpy()
+    size = 2.5 + 0.35 * max(confusion.shape)
+    figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.set_xticks(range(confusion.shape[1]), [str(name) for name in confusion.columns], rotation=90)
+    axes.set_yticks(range(confusion.shape[0]), [str(name) for name in confusion.index])
+    axes.set(title=f"{label}: share of each true class", xlabel="predicted", ylabel="truth")
+    figure.colorbar(image, ax=axes, shrink=0.7)
+    _save(figure, path)
+
+
+def draw_calibration(bins: pd.DataFrame, error: float, path: Path) -> None:
+    """Accuracy over confidence, bins of equal mass."""
+    figure, axes = plt.subplots(figsize=(4, 4), layout="constrained")
+    low = min(float(bins[["confidence", "accuracy"]].min().min()), 0.95)
+    axes.plot([low, 1], [low, 1], color="0.7", linestyle="--")
+    axes.plot(bins["confidence"], bins["accuracy"], marker="o")
+    axes.set(title=f"ECE {error:.4f}", xlabel="confidence", ylabel="accuracy", aspect="equal")
+    _save(figure, path)
+
+
+def draw_flow(flow: pd.DataFrame, label: str, path: Path) -> None:
+    """Bands from the query's labels (left) to predictions (right), as wide as there are cells."""
+    flow = flow.loc[flow.sum(axis=1).sort_values(ascending=False).index]
+    flow = flow[flow.sum(axis=0).sort_values(ascending=False).index]
+    counts = flow.to_numpy(float) / flow.to_numpy().sum()
+    figure, axes = plt.subplots(figsize=(8, 2.5 + 0.3 * max(flow.shape)), layout="constrained")
+    left, right = _starts(counts.sum(axis=1)), _starts(counts.sum(axis=0))
+    x = np.linspace(0, 1, 50)
+    ease = 3 * x**2 - 2 * x**3
+    used_left, used_right = left.copy(), right.copy()
+    for i in range(counts.shape[0]):
+        for j in range(counts.shape[1]):
+            width = counts[i, j]
+            if width:
+                below = used_left[i] + (used_right[j] - used_left[i]) * ease
+                axes.fill_between(x, below, below + width, color=_COLORS(i % 20), alpha=0.6, linewidth=0)
+                used_left[i] += width
+                used_right[j] += width
+    _name(axes, left, counts.sum(axis=1), [str(name) for name in flow.index], -0.02, "right")
+    _name(axes, right, counts.sum(axis=0), [str(name) for name in flow.columns], 1.02, "left")
+    axes.set(title=f"{label}: labels of the query and predictions", xlim=(-0.45, 1.45))
+    axes.invert_yaxis()
+    axes.axis("off")
+    _save(figure, path)
+
+
+def _starts(widths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(widths + _GAP)[:-1]])
+
+
+def _name(axes: Axes, starts: np.ndarray, widths: np.ndarray, names: list[str], x: float, side: str) -> None:
+    for start, width, name in zip(starts, widths, names, strict=True):
+        axes.text(x, start + width / 2, name, ha=side, va="center", fontsize=8)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,144 @@
+"""A query's batch as a new class of a technical label: one column of the decoder is learned, all else stays.
+
+The class can be set (cells are decoded as that batch would show them); the encoder never predicts it, for it was never
+shown what tells that batch from the others.  Shapes: n cells, g genes, w width of a decoder input.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from unicoord_atlas.encode import encoded_batch
+from unicoord_atlas.errors import UsageError
+from unicoord_atlas.generate import mode_latents
+from unicoord_atlas.model.fused_decode import Target, partly_measured, tile_size
+from unicoord_atlas.model.joint_vae import JointVAE
+from unicoord_atlas.model.sparse_input import GeneOrder
+from unicoord_atlas.reference import ReferenceModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from unicoord_atlas.batch import MiniBatch, SparseRows
+    from unicoord_atlas.schema import LabelColumn
+
+_NEVER = -1e4
+"""Logit of the new class."""
+_FIRST = "decoder.0.weight"
+LEARNING_RATE = 1e-2
+
+
+def with_class(reference: ReferenceModel, label: str, name: str, num_cells: int) -> ReferenceModel:
+    """A copy of a reference whose technical label has one more class, for now the mean of the others.
+
+    Raises
+    ------
+    UsageError
+        If the label is not technical, or has that class.
+    """
+    config = reference.config
+    column = reference.label(label)
+    if label not in config.technical:
+        technical = ", ".join(each.name for each in config.labels if each.name in config.technical) or "none"
+        raise UsageError(f"--label {label}: a batch is a class of a technical label; the reference has: {technical}")
+    if name in column.categories:
+        raise UsageError(f"--name {name}: {label} has this class already; choose another name")
+    number = [each.name for each in config.labels].index(label)
+    discrete = list(config.network.latent.discrete)
+    discrete[number] = discrete[number].model_copy(update={"num_categories": len(column.categories) + 1})
+    latent = config.network.latent.model_copy(update={"discrete": tuple(discrete)})
+    network = config.network.model_copy(update={"latent": latent})
+    wider = JointVAE(network)
+    wider.load_state_dict(_with_entry(reference.model, number))
+    labels = tuple(_with_category(each, name, num_cells) if each.name == label else each for each in config.labels)
+    return ReferenceModel(
+        wider.to(reference.device).eval(),
+        config.model_copy(update={"network": network, "labels": labels}),
+        reference.schema,
+        reference.normalization,
+        reference.novelty,
+    )
+
+
+def fit_class(
+    reference: ReferenceModel, label: str, batches: Iterable[MiniBatch], measured_g: NDArray[np.bool_], epochs: int
+) -> list[float]:
+    """Learn the decoder's column of the last class of a label; the mean squared error of each epoch.
+
+    Each cell is decoded from its own coordinates, with the label set to the new class.
+    """
+    model = reference.model
+    number = [each.name for each in reference.config.labels].index(label)
+    code = len(reference.config.labels[number].categories) - 1
+    column = _column(model, number, code)
+    weight = model.get_parameter(_FIRST)
+    model.requires_grad_(False)
+    weight.requires_grad_(True)
+    weight.register_hook(lambda grad: torch.where(torch.arange(grad.shape[1]) == column, grad.cpu(), 0).to(grad))
+    optimizer = torch.optim.Adam([weight], lr=LEARNING_RATE)  # without decay: where the gradient is 0 nothing moves
+    own = torch.from_numpy(measured_g).to(reference.device)
+    measured_1g = (own[model.own_index_g >= 0] if model.spec.num_atlas_genes else own)[None]
+    history = []
+    for _ in range(epochs):
+        total, cells = 0.0, 0
+        for batch in batches:
+            on_device = batch.to(reference.device)
+            rows = model.normalized(on_device)
+            latents = mode_latents(model, encoded_batch(model, on_device, rows), {label: code})
+            latent_nw = torch.from_numpy(latents).to(reference.device)
+            shares_n = torch.full((len(batch),), 1 / len(batch), device=reference.device)
+            error, _ = model.reconstruction_error(latent_nw, _target(rows, measured_1g), shares_n, None)
+            optimizer.zero_grad()
+            error.backward()
+            optimizer.step()
+            total, cells = total + float(error) * len(batch), cells + len(batch)
+        history.append(total / cells)
+    weight.requires_grad_(False)
+    return history
+
+
+def changed_tensors(before: ReferenceModel, after: ReferenceModel, label: str) -> list[str]:
+    """Names of weights that differ in any bit, the new class's own left out."""
+    number = [each.name for each in before.config.labels].index(label)
+    own = {name: tensor.clone() for name, tensor in after.model.state_dict().items()}
+    column = _column(after.model, number, len(before.config.labels[number].categories))
+    own[_FIRST] = torch.cat([own[_FIRST][:, :column], own[_FIRST][:, column + 1 :]], dim=1)
+    for part in ("weight", "bias"):
+        own[f"logits.{number}.{part}"] = own[f"logits.{number}.{part}"][:-1]
+    return [name for name, tensor in before.model.state_dict().items() if not torch.equal(tensor, own[name])]
+
+
+def _with_entry(model: JointVAE, number: int) -> dict[str, Tensor]:
+    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    size = model.spec.latent.discrete[number].num_categories
+    end = _column(model, number, size)
+    first = state[_FIRST]
+    mean = first[:, end - size : end].mean(dim=1, keepdim=True)
+    state[_FIRST] = torch.cat([first[:, :end], mean, first[:, end:]], dim=1)
+    weight, bias = f"logits.{number}.weight", f"logits.{number}.bias"
+    state[weight] = torch.cat([state[weight], torch.zeros_like(state[weight][:1])])
+    state[bias] = torch.cat([state[bias], torch.full_like(state[bias][:1], _NEVER)])
+    return state
+
+
+def _column(model: JointVAE, number: int, code: int) -> int:
+    """Where a class stands in a decoder input."""
+    return sum(latent.num_categories for latent in model.spec.latent.discrete[:number]) + code
+
+
+def _with_category(label: LabelColumn, name: str, num_cells: int) -> LabelColumn:
+    return label.model_copy(update={"categories": (*label.categories, name), "counts": (*label.counts, num_cells)})
+
+
+def _target(rows: SparseRows, measured_1g: Tensor) -> Target:
+    order = GeneOrder.of(rows)
+    sources_n = torch.zeros(rows.num_rows, dtype=torch.int64, device=measured_1g.device)
+    tile = tile_size(rows.data.device, rows.num_rows)
+    partly = partly_measured(measured_1g, tile)
+    return Target(order, rows.data.index_select(0, order.entries_z), sources_n, measured_1g, partly)
