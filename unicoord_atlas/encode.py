@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from unicoord_atlas.model.sparse_input import bag
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -35,27 +37,40 @@ class Encoded:
     """One (n, k) a discrete dimension."""
 
 
+class FrozenEncoder:
+    """The encoder of a finished model, its first layer in float16: half the bytes to fetch for every count of a cell.
+
+    That layer is where the time goes.  float16 keeps three more bits than bfloat16 and is as fast; both are fetched
+    twice as fast as float32, whether or not the processor computes in them.
+    """
+
+    def __init__(self, model: JointVAE) -> None:
+        self.model = model.eval()
+        with torch.no_grad():
+            self._table_gh = (model.input_layer.weight * model.heard_g[:, None]).to(torch.float16)
+        self._offset, self._scale = own_units(model)
+
+    @torch.no_grad()
+    def encode(self, batch: MiniBatch, rows: SparseRows) -> Encoded:
+        """Coordinates of one minibatch, whose log-normalized `rows` are given; both on the model's device."""
+        first_nh = bag(self._table_gh, rows.indices, rows.indptr, rows.data).float() + self.model.input_layer.bias
+        posterior = self.model.posterior_of(first_nh)
+        real = batch.weights_n.cpu().numpy() > 0
+        return Encoded(
+            batch.rows_n.cpu().numpy()[real],
+            posterior.mean_nd.cpu().numpy()[real] * self._scale + self._offset,
+            posterior.logvar_nd.exp().cpu().numpy()[real] * self._scale**2,
+            tuple(logits_nk.cpu().numpy()[real] for logits_nk in posterior.logits),
+        )
+
+
 @torch.no_grad()
 def encode_batches(model: JointVAE, batches: Iterable[MiniBatch], device: torch.device) -> Iterator[Encoded]:
     """Encode minibatches one by one; cells that pad a batch (weight 0) are left out."""
-    model.eval()
+    encoder = FrozenEncoder(model)
     for batch in batches:
         on_device = batch.to(device)
-        yield encoded_batch(model, on_device, model.normalized(on_device))
-
-
-@torch.no_grad()
-def encoded_batch(model: JointVAE, batch: MiniBatch, rows: SparseRows) -> Encoded:
-    """Coordinates of one minibatch, whose log-normalized `rows` are given; both on the model's device."""
-    offset, scale = own_units(model)
-    posterior = model.encode(rows)
-    real = batch.weights_n.cpu().numpy() > 0
-    return Encoded(
-        batch.rows_n.cpu().numpy()[real],
-        posterior.mean_nd.float().cpu().numpy()[real] * scale + offset,
-        posterior.logvar_nd.exp().float().cpu().numpy()[real] * scale**2,
-        tuple(logits_nk.float().cpu().numpy()[real] for logits_nk in posterior.logits),
-    )
+        yield encoder.encode(on_device, model.normalized(on_device))
 
 
 def own_units(model: JointVAE) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

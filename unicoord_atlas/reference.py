@@ -13,6 +13,7 @@ Shapes: n cells, g genes, d continuous dimensions, k categories.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from unicoord_atlas.training.calibration import Calibration
 from unicoord_atlas.training.checkpoint import load_weights
 
 from .calls import CallRule, ParentShares
-from .encode import Encoded, encoded_batch, softmax
+from .encode import Encoded, FrozenEncoder, softmax
 from .errors import DataError
 from .model_card import model_card
 from .novelty import Novelty, cell_errors, strangeness
@@ -125,6 +126,11 @@ class ReferenceModel:
         for path in folder.glob("*.safetensors"):
             path.chmod(0o644)  # safetensors makes them private, and this is to be shared
 
+    @cached_property
+    def encoder(self) -> FrozenEncoder:
+        """The encoder as it is now: later changes of its weights are not seen."""
+        return FrozenEncoder(self.model)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -173,7 +179,7 @@ class ReferenceModel:
         """Annotation of one minibatch without novelty, its log-normalized cells and their size factors."""
         on_device = batch.to(self.device)
         rows = self.model.normalized(on_device)
-        encoded = encoded_batch(self.model, on_device, rows)
+        encoded = self.encoder.encode(on_device, rows)
         calibration = self.config.calibration
         probabilities = {
             label.name: softmax(encoded.logits[number] / np.float32(calibration.temperature(label.name, coverage)))

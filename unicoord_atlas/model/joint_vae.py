@@ -164,7 +164,11 @@ class JointVAE(nn.Module):
     def encode(self, rows: SparseRows, order: GeneOrder | None = None, noise: Noise | None = None) -> Posterior:
         """Posterior of log-normalized cells; with noise there is dropout after the first and second layer."""
         rows = replace(rows, data=rows.data * self.heard_g.index_select(0, rows.indices))
-        hidden_nh = torch.relu(self.input_layer(rows, order, self.compute_dtype))
+        return self.posterior_of(self.input_layer(rows, order, self.compute_dtype), noise)
+
+    def posterior_of(self, first_nh: Tensor, noise: Noise | None = None) -> Posterior:
+        """Posterior of cells of which the first layer's sums are known."""
+        hidden_nh = torch.relu(first_nh)
         for number, layer in enumerate(self.encoder):
             hidden_nh = self._dropout(hidden_nh, noise, number) if number < 2 else hidden_nh
             hidden_nh = torch.relu(layer(hidden_nh))

@@ -47,7 +47,7 @@ class GeneOrder:
         )
 
 
-def _bag(table: Tensor, indices: Tensor, ptr: Tensor, values: Tensor) -> Tensor:
+def bag(table: Tensor, indices: Tensor, ptr: Tensor, values: Tensor) -> Tensor:
     """Row i is the sum over ptr[i]:ptr[i + 1] of values times rows of the table: a CSR times dense product."""
     return F.embedding_bag(
         indices.to(torch.int32),
@@ -63,7 +63,7 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight_gh: Tensor, rows: SparseRows, order: GeneOrder, dtype: torch.dtype) -> Tensor:
         ctx.rows, ctx.order, ctx.dtype, ctx.weight_dtype = rows, order, dtype, weight_gh.dtype
-        return _bag(weight_gh.to(dtype), rows.indices, rows.indptr, rows.data).to(weight_gh.dtype)
+        return bag(weight_gh.to(dtype), rows.indices, rows.indptr, rows.data).to(weight_gh.dtype)
 
     @staticmethod
     @once_differentiable
@@ -71,7 +71,7 @@ class _SparseLinear(torch.autograd.Function):
         # The transposed product, gene by gene: the (n, h) table stays in cache and each gradient row is written once.
         order: GeneOrder = ctx.order
         values_z = ctx.rows.data.index_select(0, order.entries_z)
-        grad_gh = _bag(grads[0].to(ctx.dtype), order.rows_z, order.gene_ptr, values_z)
+        grad_gh = bag(grads[0].to(ctx.dtype), order.rows_z, order.gene_ptr, values_z)
         return grad_gh.to(ctx.weight_dtype), None, None, None
 
 
@@ -87,7 +87,7 @@ class SparseLinear(nn.Module):
     def forward(self, rows: SparseRows, order: GeneOrder | None, dtype: torch.dtype) -> Tensor:
         """(n, h) of rows with float data; only a backward pass needs `order`; `dtype` is that of the product."""
         if order is None:
-            product = _bag(self.weight.to(dtype), rows.indices, rows.indptr, rows.data).to(self.weight.dtype)
+            product = bag(self.weight.to(dtype), rows.indices, rows.indptr, rows.data).to(self.weight.dtype)
         else:
             product = _SparseLinear.apply(self.weight, rows, order, dtype)  # type: ignore[no-untyped-call]
         return product + self.bias

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from unicoord_atlas.encode import encoded_batch
 from unicoord_atlas.errors import UsageError
 from unicoord_atlas.generate import mode_latents
 from unicoord_atlas.model.fused_decode import Target, partly_measured, tile_size
@@ -90,14 +89,14 @@ def fit_class(
         for batch in batches:
             on_device = batch.to(reference.device)
             rows = model.normalized(on_device)
-            latents = mode_latents(model, encoded_batch(model, on_device, rows), {label: code})
+            latents = mode_latents(model, reference.encoder.encode(on_device, rows), {label: code})
             latent_nw = torch.from_numpy(latents).to(reference.device)
             shares_n = torch.full((len(batch),), 1 / len(batch), device=reference.device)
             error, _ = model.reconstruction_error(latent_nw, _target(rows, measured_1g), shares_n, None)
             optimizer.zero_grad()
             error.backward()
             optimizer.step()
-            total, cells = total + float(error) * len(batch), cells + len(batch)
+            total, cells = total + float(error.detach()) * len(batch), cells + len(batch)
         history.append(total / cells)
     weight.requires_grad_(False)
     return history

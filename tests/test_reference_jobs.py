@@ -1,0 +1,276 @@
+"""What is done with a reference, by the functions that the commands call."""
+
+import json
+import shutil
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from cells import counts_of_types
+from sklearn.neighbors import NearestNeighbors
+
+from unicoord_atlas.calls import CallRule
+from unicoord_atlas.config import RunConfig
+from unicoord_atlas.encode import encode_batches
+from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.generate import decode_rows, mode_latents
+from unicoord_atlas.jobs import (
+    evaluate,
+    export_latents,
+    export_reference,
+    fine_tune,
+    ingest,
+    map_query,
+    query_neighbors,
+    train,
+)
+from unicoord_atlas.jobs.hub import local_reference
+from unicoord_atlas.memory import AnnDataCells
+from unicoord_atlas.query import QueryBatches
+from unicoord_atlas.reference import ReferenceModel
+
+SETTINGS = [
+    'latent.discrete=["cell_type","cell_class","source"]',
+    'latent.hierarchy=["cell_class > cell_type"]',
+    "latent.unsupervised_continuous=4",
+    "model.hidden=[32,16]",
+    "train.epochs=15",
+    "train.batch_size=32",
+    "train.learning_rate=3e-3",
+    "train.warmup_steps=0",
+    "train.precision=fp32",
+]
+NAMES = np.array(["B", "T", "NK", "Alien"])
+CLASSES = {"B": "humoral", "T": "cellular", "NK": "cellular"}
+
+
+def write_cells(path: Path, types: tuple[int, ...], num_cells: int, number: int) -> anndata.AnnData:
+    """An .h5ad of cells of some of four types, which have genes of their own; no two numbers share a cell."""
+    counts, drawn = counts_of_types(3000, 300, 4, num_markers=30)
+    kept = np.flatnonzero(np.isin(drawn, types) & (np.arange(3000) % 3 == number))[:num_cells]
+    names = NAMES[drawn[kept]]
+    classes = [CLASSES.get(name, "other worlds") for name in names]
+    obs = pd.DataFrame({"cell_type": names, "cell_class": classes}, index=[f"{path.stem}{i}" for i in range(len(kept))])
+    var = pd.DataFrame(index=[f"GENE{i}" for i in range(300)])
+    adata = anndata.AnnData(sp.csr_matrix(counts[kept]), obs=obs, var=var)
+    adata.write_h5ad(path)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a reference that has cells bundled, and a mapped query of which one type is new."""
+    folder = tmp_path_factory.mktemp("reference_jobs")
+    for number, name in enumerate(("one", "two")):
+        write_cells(folder / f"{name}.h5ad", (0, 1, 2), 500, number)
+    write_cells(folder / "query.h5ad", (0, 1, 2, 3), 300, 2)
+    sources = [str(folder / f"{name}.h5ad") for name in ("one", "two")]
+    atlas = folder / "atlas.zarr"
+    ingest.run(ingest.IngestOptions(sources, atlas, labels=["cell_type", "cell_class"]))
+    train.run(train.TrainOptions(atlas, folder / "run", RunConfig.load(None, SETTINGS)))
+    latents = folder / "latents.zarr"
+    export_latents.run(export_latents.ExportLatentsOptions(atlas, folder / "run", latents))
+    export_reference.run(
+        export_reference.ExportReferenceOptions(folder / "run", folder / "reference", latents, index=True)
+    )
+    map_to(folder, "query.h5ad", "mapped.h5ad", probabilities=True)
+    return folder
+
+
+def map_to(folder: Path, query: str, out: str, reference: str = "reference", **more: object) -> anndata.AnnData:
+    options = map_query.MapQueryOptions(folder / query, folder / reference, folder / out, **more)
+    map_query.run(options)
+    return anndata.read_h5ad(folder / out) if out.endswith(".h5ad") else anndata.read_zarr(folder / out)
+
+
+def test_a_type_that_the_reference_lacks_is_novel_and_not_called(folder):
+    obs = anndata.read_h5ad(folder / "mapped.h5ad").obs
+    alien = (obs["cell_type"] == "Alien").to_numpy()
+    assert obs.loc[alien, "novelty"].min() > obs.loc[~alien, "novelty"].median()
+    assert (obs.loc[alien, "novelty_p"] < 0.05).mean() > 0.9
+    assert (obs.loc[~alien, "novelty_p"] < 0.05).mean() < 0.15
+    assert (obs.loc[~alien, "cell_type_call"].astype(str) == obs.loc[~alien, "cell_type"].astype(str)).mean() > 0.9
+    assert set(obs["cell_type_call_level"].cat.categories) == {"cell_type", "cell_class", "unsure", "novel"}
+
+
+def test_a_strict_rule_takes_calls_away_and_leaves_predictions_as_they_were(folder):
+    mapped = anndata.read_h5ad(folder / "mapped.h5ad").obs
+    strict = map_to(folder, "query.h5ad", "strict.h5ad", rule=CallRule(1.0, 1.0)).obs
+    assert ((strict["cell_type_call"] == "unassigned") == (strict["novelty_p"] < 1)).all()
+    assert strict["cell_type_predicted"].tolist() == mapped["cell_type_predicted"].tolist()
+
+
+def test_streamed_tables_are_those_of_a_mapping_in_memory(folder):
+    reference = ReferenceModel.load(folder / "reference")
+    here = reference.map(anndata.read_h5ad(folder / "query.h5ad"), probabilities=True)
+    stored = map_to(folder, "query.h5ad", "mapped.zarr", probabilities=True)
+    for mapped in (stored, anndata.read_h5ad(folder / "mapped.h5ad")):
+        assert set(mapped.obsm) == set(here.obsm)
+        for key in here.obsm:
+            np.testing.assert_allclose(mapped.obsm[key], here.obsm[key], atol=1e-6)
+        pd.testing.assert_frame_equal(mapped.obs, here.obs, check_categorical=False, check_dtype=False)
+    assert not list(folder.glob(".*.tables"))
+
+
+def test_an_atlas_store_is_a_query_like_any_other(folder):
+    of_store = map_to(folder, "atlas.zarr", "of_store.h5ad")
+    latents = anndata.read_zarr(folder / "latents.zarr")
+    np.testing.assert_allclose(of_store.obsm["X_unicoord"], latents.obsm["X_unicoord"], atol=2e-3)
+    with pytest.raises(UsageError, match="one matrix"):
+        map_to(folder, "atlas.zarr", "layer.h5ad", layer="raw")
+
+
+def test_a_query_that_covers_little_is_refused_unless_forced_and_then_less_is_claimed(folder):
+    query = anndata.read_h5ad(folder / "query.h5ad")
+    query[:, np.arange(300) % 12 == 0].copy().write_h5ad(folder / "narrow.h5ad")
+    with pytest.raises(DataError, match=r"--min-coverage 0\.3"):
+        map_to(folder, "narrow.h5ad", "narrow_mapped.h5ad")
+    narrow = map_to(folder, "narrow.h5ad", "narrow_mapped.h5ad", force=True).obs
+    whole = anndata.read_h5ad(folder / "mapped.h5ad").obs
+    known = (whole["cell_type"] != "Alien").to_numpy()
+    claimed = narrow.loc[known, "cell_type_confidence"].mean()
+    right = (narrow["cell_type_predicted"].astype(str) == narrow["cell_type"].astype(str))[known].mean()
+    assert claimed < whole.loc[known, "cell_type_confidence"].mean()
+    assert claimed < right + 0.15
+
+
+def test_a_reference_of_version_1_is_read_without_novelty(folder, tmp_path):
+    shutil.copytree(folder / "reference", tmp_path / "old")
+    (tmp_path / "old" / "novelty.safetensors").unlink()
+    facts = json.loads((tmp_path / "old" / "config.json").read_text())
+    del facts["parent_shares"], facts["calibration"]["coverages"], facts["calibration"]["coverage_temperatures"]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(facts | {"format_version": 1}))
+    obs = ReferenceModel.load(tmp_path / "old").map(anndata.read_h5ad(folder / "query.h5ad")).obs
+    assert "novelty" not in obs
+    assert "cell_type_call" in obs
+    (tmp_path / "old" / "config.json").write_text(json.dumps(facts | {"format_version": 99, "what": 1}))
+    with pytest.raises(DataError, match=r"version 99.*update"):
+        ReferenceModel.load(tmp_path / "old")
+
+
+def test_files_of_two_references_are_refused_together(folder, tmp_path):
+    shutil.copytree(folder / "reference", tmp_path / "mixed")
+    schema = ReferenceModel.load(folder / "reference").schema
+    (tmp_path / "mixed" / "schema.json").write_text(schema.subset(np.arange(10)).to_json())
+    with pytest.raises(DataError, match="not of one reference"):
+        ReferenceModel.load(tmp_path / "mixed")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("query", ["mapped.h5ad", "query.h5ad"])
+def test_neighbours_are_those_of_scikit_learn(folder, tmp_path, suffix, query):
+    out = tmp_path / f"near.{suffix}"
+    query_neighbors.run(query_neighbors.QueryNeighborsOptions(folder / query, folder / "reference", out, k=3))
+    table = pd.read_csv(out) if suffix == "csv" else pd.read_parquet(out)
+    mapped, latents = anndata.read_h5ad(folder / "mapped.h5ad"), anndata.read_zarr(folder / "latents.zarr")
+    search = NearestNeighbors(n_neighbors=3).fit(latents.obsm["X_unicoord_bio"])
+    distances, rows = search.kneighbors(mapped.obsm["X_unicoord_bio"])
+    assert list(table.columns) == ["cell", "rank", "neighbor", "distance", "cell_type", "cell_class", "source"]
+    assert table["cell"].tolist() == np.repeat(mapped.obs_names, 3).tolist()
+    np.testing.assert_allclose(table["distance"], distances.ravel(), rtol=1e-3, atol=1e-4)
+    assert (table["neighbor"] == latents.obs_names[rows.ravel()]).mean() > 0.98  # lists find 99 %
+    types = latents.obs["cell_type"].reindex(table["neighbor"]).astype(str)
+    assert table["cell_type"].astype(str).tolist() == types.tolist()
+
+
+def test_neighbours_need_bundled_cells_and_known_columns(folder, tmp_path):
+    export_reference.run(export_reference.ExportReferenceOptions(folder / "run", tmp_path / "bare"))
+    for reference, columns, error, words in (
+        (tmp_path / "bare", [], DataError, "export-reference --latents"),
+        (folder / "reference", ["organ"], UsageError, "organ"),
+    ):
+        options = query_neighbors.QueryNeighborsOptions(
+            folder / "mapped.h5ad", reference, tmp_path / "near.csv", 3, columns
+        )
+        with pytest.raises(error, match=words):
+            query_neighbors.run(options)
+
+
+def test_coordinates_by_another_model_are_not_bundled(folder, tmp_path):
+    settings = RunConfig.load(None, [*SETTINGS, "train.epochs=1"])
+    train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / "run", settings))
+    options = export_reference.ExportReferenceOptions(tmp_path / "run", tmp_path / "out", folder / "latents.zarr")
+    with pytest.raises(DataError, match="another model"):
+        export_reference.run(options)
+
+
+def test_fine_tuning_adds_a_batch_and_leaves_every_other_weight_to_the_bit(folder, tmp_path):
+    query = anndata.read_h5ad(folder / "query.h5ad")
+    counts = query.X.toarray()
+    counts[:, 60:90] += 4  # what this batch shows more of: genes that the decoder can move
+    query.X = sp.csr_matrix(counts)
+    query.write_h5ad(tmp_path / "batch.h5ad")
+    options = fine_tune.FineTuneOptions(
+        tmp_path / "batch.h5ad", folder / "reference", tmp_path / "tuned", "source", "three", 150
+    )
+    result = fine_tune.run(options)
+    assert result["errors"][1] < result["errors"][0]
+    tuned = ReferenceModel.load(tmp_path / "tuned")
+    shown = []
+    for code in (0, 2):  # as the first source and as the new one would show the same cells
+        batches = QueryBatches(AnnDataCells(query), tuned.schema, tuned.normalization)
+        parts = encode_batches(tuned.model, batches, tuned.device)
+        decoded = [decode_rows(tuned.model, mode_latents(tuned.model, part, {"source": code})) for part in parts]
+        shown.append(np.concatenate(decoded)[:, 60:90].mean())
+    assert shown[1] > shown[0]
+    before, after = (
+        ReferenceModel.load(path).model.state_dict() for path in (folder / "reference", tmp_path / "tuned")
+    )
+    same = [name for name in before if before[name].shape == after[name].shape]
+    assert set(before) - set(same) == {"decoder.0.weight", "logits.2.weight", "logits.2.bias"}
+    assert all(before[name].numpy().tobytes() == after[name].numpy().tobytes() for name in same)
+    old = ReferenceModel.load(folder / "reference").map(query).obs
+    new = ReferenceModel.load(tmp_path / "tuned").map(query).obs
+    for name in ("cell_type", "source"):
+        assert old[f"{name}_predicted"].astype(str).tolist() == new[f"{name}_predicted"].astype(str).tolist()
+        np.testing.assert_allclose(old[f"{name}_confidence"], new[f"{name}_confidence"], atol=1e-6)
+    assert "three" in new["source_predicted"].cat.categories
+
+
+@pytest.mark.parametrize(("label", "name", "words"), [("cell_type", "x", "technical"), ("source", "one", "already")])
+def test_only_a_new_class_of_a_technical_label_is_added(folder, tmp_path, label, name, words):
+    options = fine_tune.FineTuneOptions(folder / "query.h5ad", folder / "reference", tmp_path / "t", label, name, 1)
+    with pytest.raises(UsageError, match=words):
+        fine_tune.run(options)
+
+
+def test_evaluate_measures_known_types_and_those_that_the_reference_lacks(folder, tmp_path):
+    options = evaluate.EvaluateOptions(folder / "mapped.h5ad", ["cell_type", "cell_class"], tmp_path / "out")
+    metrics = evaluate.run(options)["labels"]["cell_type"]
+    obs = anndata.read_h5ad(folder / "mapped.h5ad").obs
+    known = obs["cell_type"] != "Alien"
+    right = obs["cell_type_predicted"].astype(str) == obs["cell_type"].astype(str)
+    assert metrics["accuracy"] == pytest.approx(right[known].mean())
+    assert metrics["cells_of_other_types"] == (~known).sum()
+    assert metrics["novelty_auroc"] > 0.95
+    assert metrics["accuracy"] <= metrics["hierarchical_f1"] <= 1
+    assert {"ece", "nll", "macro_f1", "called", "accuracy_of_calls"} <= set(metrics)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"evaluation.json", "summary.txt", "cell_type_flow.png", "cell_type_confusion.csv"} <= names
+    flow = pd.read_csv(tmp_path / "out" / "cell_type_flow.csv", index_col=0)
+    assert flow.loc["Alien"].sum() == (~known).sum()
+
+
+def test_evaluate_reads_other_names_by_a_map(folder, tmp_path):
+    mapped = anndata.read_h5ad(folder / "mapped.h5ad")
+    mapped.obs["author"] = mapped.obs["cell_type"].astype(str).replace({"B": "B cells", "T": "T cells"})
+    mapped.write_h5ad(tmp_path / "mapped.h5ad")
+    rows = [("author", "B cells", "B"), ("author", "T cells", "T")]
+    pd.DataFrame(rows, columns=["column", "label", "cell_type"]).to_csv(tmp_path / "names.csv", index=False)
+    scores = [
+        evaluate.run(evaluate.EvaluateOptions(tmp_path / "mapped.h5ad", [truth], tmp_path / out, names))
+        for truth, out, names in (
+            ("cell_type", "plain", None),
+            ("author=cell_type", "renamed", tmp_path / "names.csv"),
+        )
+    ]
+    assert scores[0]["labels"]["cell_type"] == scores[1]["labels"]["cell_type"]
+    with pytest.raises(UsageError, match="author=LABEL"):
+        evaluate.run(evaluate.EvaluateOptions(tmp_path / "mapped.h5ad", ["author"], tmp_path / "none"))
+
+
+def test_a_reference_by_path_is_where_it_is():
+    assert local_reference("some/where") == Path("some/where")
