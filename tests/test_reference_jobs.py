@@ -27,7 +27,7 @@ from unicoord_atlas.jobs import (
     query_neighbors,
     train,
 )
-from unicoord_atlas.jobs.hub import local_reference
+from unicoord_atlas.jobs.hub import local_reference, upload
 from unicoord_atlas.memory import AnnDataCells
 from unicoord_atlas.query import QueryBatches
 from unicoord_atlas.reference import ReferenceModel
@@ -274,3 +274,26 @@ def test_evaluate_reads_other_names_by_a_map(folder, tmp_path):
 
 def test_a_reference_by_path_is_where_it_is():
     assert local_reference("some/where") == Path("some/where")
+
+
+def test_the_hub_gets_the_files_of_a_reference_and_gives_them_back(folder, tmp_path, monkeypatch):
+    """Against a hub of our own, for there is no network here: a folder by the repository's name."""
+    hub = pytest.importorskip("huggingface_hub")
+
+    class Commit:
+        oid = "abc"
+
+    def upload_folder(*, repo_id, folder_path):
+        shutil.copytree(folder_path, tmp_path / repo_id)
+        return Commit()
+
+    made = []
+    monkeypatch.setattr(hub, "create_repo", lambda name, **options: made.append((name, options["private"])))
+    monkeypatch.setattr(hub, "upload_folder", upload_folder)
+    monkeypatch.setattr(hub, "snapshot_download", lambda name: str(tmp_path / name))
+    assert upload(folder / "reference", "me/blood", public=False) == {"shared": "hf://me/blood", "commit": "abc"}
+    assert made == [("me/blood", True)]
+    again = ReferenceModel.load(local_reference("hf://me/blood"))
+    assert again.config == ReferenceModel.load(folder / "reference").config
+    with pytest.raises(DataError, match=r"config\.json"):
+        upload(folder / "run", "me/none", public=False)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unicoord_atlas.normalization import Normalization
     from unicoord_atlas.schema import AtlasSchema
 
+    from .calibration import Calibration
     from .preparation import Preparation
 
 DECODED_CELLS = 2_000
@@ -63,16 +64,39 @@ def finished_model(
     trained = list(encode_batches(model, training, device))
     checked = list(encode_batches(model, validation, device))
     codes = prepared.columns.codes
-    rng = np.random.default_rng(config.train.seed)
-    narrower = {}
-    for share in COVERAGES if checked else ():
-        measured_g = genes_that_carry(share, normalization, rng)
-        narrower[share] = NarrowerBatches(sampled, measured_g, normalization)
+    narrower = narrower_batches(sampled, normalization, config.train.seed) if checked else {}
     encoded_narrower = {share: list(encode_batches(model, part, device)) for share, part in narrower.items()}
     calibration = calibrate(trained, checked, encoded_narrower, codes, names)
     metrics = label_metrics(checked, codes, names, calibration.temperatures)
     metrics["genes_never_predicted"] = float(never_predicted(model, trained))
-    reference_config = ReferenceConfig(
+    facts = reference_config(model, config, prepared, schema, calibration, metrics)
+    reference = ReferenceModel(model.eval(), facts, schema, normalization)
+    if checked:
+        reference.novelty = novelty_of(reference, reference_cells, sampled, narrower)
+    return reference
+
+
+def narrower_batches(
+    batches: Iterable[MiniBatch], normalization: Normalization, seed: int
+) -> dict[float, NarrowerBatches]:
+    """The same cells at each of the coverages, the genes drawn at random."""
+    rng = np.random.default_rng(seed)
+    return {
+        share: NarrowerBatches(batches, genes_that_carry(share, normalization, rng), normalization)
+        for share in COVERAGES
+    }
+
+
+def reference_config(
+    model: JointVAE,
+    config: RunConfig,
+    prepared: Preparation,
+    schema: AtlasSchema,
+    calibration: Calibration,
+    metrics: dict[str, float],
+) -> ReferenceConfig:
+    """What config.json will say."""
+    return ReferenceConfig(
         network=model.spec,
         labels=prepared.labels,
         technical=config.latent.technical,
@@ -89,10 +113,6 @@ def finished_model(
             "settings": config.model_dump(mode="json"),
         },
     )
-    reference = ReferenceModel(model.eval(), reference_config, schema, normalization)
-    if checked:
-        reference.novelty = novelty_of(reference, reference_cells, sampled, narrower)
-    return reference
 
 
 def label_metrics(
