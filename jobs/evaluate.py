@@ -160,10 +160,8 @@ def _call_metrics(
         names = np.array([parents.get(str(name), "") for name in names])
         right |= calls == names
     called = calls != UNASSIGNED
-    return {
-        "called": float(called.mean()),
-        "accuracy_of_calls": float(right[called].mean()) if called.any() else float("nan"),
-    }
+    metrics = {"called": float(called.mean())}
+    return metrics | ({"accuracy_of_calls": float(right[called].mean())} if called.any() else {})
 
 
 def _novelty_metrics(obs: pd.DataFrame, truth: NDArray[np.str_], inside: NDArray[np.bool_]) -> dict[str, float]:

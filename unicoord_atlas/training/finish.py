@@ -9,6 +9,7 @@ import torch
 
 from unicoord_atlas.calls import ParentShares
 from unicoord_atlas.encode import Encoded, encode_batches, softmax
+from unicoord_atlas.evaluation import calibration_bins, calibration_error, negative_log_likelihood
 from unicoord_atlas.narrower import NarrowerBatches, genes_that_carry
 from unicoord_atlas.reference import ReferenceConfig, ReferenceModel
 
@@ -16,7 +17,7 @@ from .calibration import calibrate
 from .novelty_fit import novelty_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -116,18 +117,22 @@ def reference_config(
 
 
 def label_metrics(
-    checked: list[Encoded], codes_nl: NDArray[np.int32], names: tuple[str, ...], temperatures: dict[str, float] | object
+    checked: list[Encoded], codes_nl: NDArray[np.int32], names: tuple[str, ...], temperatures: Mapping[str, float]
 ) -> dict[str, float]:
-    """Accuracy, macro-F1 and mean confidence of each label over the labelled validation cells."""
+    """Accuracy, macro-F1, calibration error and likelihood of each label over the labelled validation cells."""
     metrics: dict[str, float] = {}
     for number, name in enumerate(names if checked else ()):
         codes = np.concatenate([codes_nl[encoded.rows, number] for encoded in checked])
-        probabilities = np.concatenate([softmax(encoded.logits[number]) for encoded in checked])[codes >= 0]
+        logits = np.concatenate([encoded.logits[number] for encoded in checked])[codes >= 0]
+        probabilities = softmax(np.asarray(logits / temperatures[name], np.float32))
         codes = codes[codes >= 0]
         if len(codes):
             predicted = probabilities.argmax(axis=1)
             metrics[f"{name}_accuracy"] = float((predicted == codes).mean())
             metrics[f"{name}_macro_f1"] = macro_f1(codes, predicted)
+            bins = calibration_bins(predicted == codes, probabilities.max(axis=1))
+            metrics[f"{name}_ece"] = calibration_error(bins)
+            metrics[f"{name}_nll"] = negative_log_likelihood(probabilities, codes)
     return metrics
 
 
