@@ -157,7 +157,7 @@ def reorder(
     """Write an atlas with a graph again so that neighbours lie close on disk; obs/original_row keeps where each was."""
     from . import reorder as job
 
-    _finish(job.run(job.ReorderOptions(store, out)), as_json)
+    finish(job.run(job.ReorderOptions(store, out)), as_json)
 
 
 @app.command()
