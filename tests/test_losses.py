@@ -122,7 +122,7 @@ def test_objective_is_the_weighted_sum_of_its_formulas():
         "kl": 0.15
         * (gaussian_kl(p.mean_nd, p.logvar_nd) + categorical_kl(p.logits[0]) + categorical_kl(p.logits[1])).mean(),
         "regression": 100 * (p.mean_nd[known, 0] - 1.0).square().sum() / (60 * 0.25),
-        "classification": 100 * (first + second),
+        "classification": 300 * (first + second),
         "hierarchical": 10 * hierarchical(p.logits[0], p.logits[1], torch.tensor([[1.0, 0], [1, 0], [0, 1]])).mean(),
     }
     assert set(result.terms) == set(expected)
