@@ -15,6 +15,7 @@ from unicoord_atlas.errors import AlreadyDone, UnicoordError, UsageError
 
 from .command_line import Json, Out, finish, listed, pairs
 from .evaluate_command import EvaluateGroup, add_mapped
+from .gene_set_command import add_gene_set_commands
 from .reference_command import add_reference_commands
 
 _TYPER_USAGE = 2
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Learn a coordinate system of cells from whole atlases; map, annotate and generate cells with it.",
-    epilog="Typical order: ingest, build-graph, train, export-latents, export-reference, map-query.  "
+    epilog="Typical order: ingest, build-graph, select-gene-sets, train, export-latents, export-reference, map-query.  "
     "Exit codes: 0 done, 64 usage, 65 bad data, 78 bad config, 75 lost another process, "
     "130/143 interrupted/terminated, 1 anything else.",
 )
@@ -146,6 +147,9 @@ def build_graph(
         store, k, metric, num_pcs, num_genes, use_rep, batch, recall, seed, replace=replace, dask=dask
     )
     finish(job.run(options), as_json)
+
+
+add_gene_set_commands(app)
 
 
 @app.command()
