@@ -214,7 +214,12 @@ def train(
     ] = None,
     continuous: Annotated[str | None, typer.Option(help="Numeric columns to supervise.", metavar="time")] = None,
     hierarchy: Annotated[
-        str | None, typer.Option(help="Parent and child column.", metavar='"cell_class > cell_type"')
+        str | None,
+        typer.Option(
+            help="Parent and child column; or a tree of labels, with its column if that is not the first of "
+            "--discrete: a CSV with father,child or the Cell Ontology.",
+            metavar='"cell_class > cell_type"|FILE|"FILE: cell_type"',
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training cells.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, split, order and noise.")] = None,
