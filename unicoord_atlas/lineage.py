@@ -60,9 +60,8 @@ def consistent_codes(
     above: dict[str, Tie] = {}
     for tie in ties:
         if tie.child in above:
-            raise ConfigError(
-                f"{tie.child!r} is tied to {above[tie.child].parent!r} and to {tie.parent!r}; decode singly"
-            )
+            both = f"{above[tie.child].parent!r} and {tie.parent!r}"
+            raise ConfigError(f"{tie.child!r} is tied to {both}, so no level is the top; leave out --consistent")
         above[tie.child] = tie
     best = {name: np.log(np.maximum(values, _LEAST)) for name, values in probabilities.items()}
     in_order = _finest_first(ties)
