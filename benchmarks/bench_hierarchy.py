@@ -54,7 +54,8 @@ def main() -> int:
             runs = _compare(args.data, Path(folder), name, settings, args.seeds)
         result[name] = runs
         tied, untied = (
-            {key: float(np.mean([run[key] for run in runs[kind]])) for key in ("agreement", "macro_f1")} for kind in runs
+            {key: float(np.mean([run[key] for run in runs[kind]])) for key in ("agreement", "macro_f1")}
+            for kind in ("tied", "untied")
         )
         bars = {
             f"{name}_agreement": (tied["agreement"], AGREE),
