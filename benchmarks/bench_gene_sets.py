@@ -46,6 +46,7 @@ BARS = {
     "query_spearman": (">=", 0.70),
     "query_spearman_over_ridge": (">=", 0.0),
 }
+QUICK = {"cells": 2000, "null_draws": 1000, "null_cells": 500, "trees": 50}
 PARTS = ("selection", "speed", "stream", "supervised")
 
 
@@ -87,7 +88,7 @@ def _arguments() -> argparse.Namespace:
 
 def _selection(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     store = _pbmc(args, folder)
-    fewer = ("--cells", "2000", "--null-draws", "1000", "--null-cells", "500", "--trees", "50") if args.quick else ()
+    fewer = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     run = _command(
         "select-gene-sets", str(store), "--gmt", str(args.data / GMT), "--label", "cell_type", "--json", *fewer
     )
@@ -161,7 +162,8 @@ def score_thirty(store_path: Path) -> None:
 def _supervised(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from gene_set_accuracy import accuracy
 
-    found = accuracy(args.data, folder, SOURCES, None if args.no_query else QUERY, args.data / GMT, args.set)
+    query, selection = None if args.no_query else QUERY, QUICK if args.quick else {}
+    found = accuracy(args.data, folder, SOURCES, query, args.data / GMT, args.set, selection)
     bars = {"held_out_r2": found["r2"], "held_out_r2_over_ridge": found["r2"] - found["r2_ridge"]}
     if "spearman" in found:
         bars |= {

@@ -41,7 +41,13 @@ HELD_OUT, COMPONENTS = 0.2, 50
 
 
 def accuracy(
-    data: Path, folder: Path, sources: Sequence[str], query: str | None, gmt: Path, settings: list[str]
+    data: Path,
+    folder: Path,
+    sources: Sequence[str],
+    query: str | None,
+    gmt: Path,
+    settings: list[str],
+    selection: dict[str, int],
 ) -> dict[str, Any]:
     """Mean over the sets of R2 on held-out cells and, unless there is no query, of Spearman's r on the query."""
     work = folder / "supervised"
@@ -49,7 +55,7 @@ def accuracy(
     held_out = [_split(data, name, work, number) for number, name in enumerate(sources)]
     atlas = _ingest([work / "train" / f"{name}.h5ad" for name in sources], work / "atlas.zarr", data)
     with contextlib.redirect_stderr(io.StringIO()):
-        select(SelectGeneSetsOptions(atlas, gmt, "cell_type"))
+        select(SelectGeneSetsOptions(atlas, gmt, "cell_type", **selection))
         fixed = ['latent.discrete=["cell_type", "dataset"]', f'latent.continuous=["obsm:{GENE_SETS}"]']
         train.run(train.TrainOptions(atlas, work / "run", RunConfig.load(None, [*fixed, *settings])))
         export_reference.run(export_reference.ExportReferenceOptions(work / "run", work / "reference"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import zarr
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 PART = "gene_sets"
+Genes = Literal["common", "all"]
 _POSITIVE = (
     "min_genes", "max_genes", "bins", "cells", "null_draws", "null_sizes", "null_cells", "trees", "top", "groups",
 )  # fmt: skip
@@ -50,7 +51,7 @@ class SelectGeneSetsOptions:
     """Folder for tables and figures; None: beside the store."""
     score: Method = "aucell"
     zeros: Zeros = "unranked"
-    genes: Literal["common", "all"] = "common"
+    genes: Genes = "common"
     """Genes that are ranked and count as present: those that all sources measured, or all."""
     min_genes: int = 50
     max_genes: int = 500
@@ -70,6 +71,11 @@ class SelectGeneSetsOptions:
     threads: int = 0
 
     def __post_init__(self) -> None:
+        for name, known in (("score", Method), ("zeros", Zeros), ("genes", Genes)):
+            if getattr(self, name) not in get_args(known):
+                raise ConfigError(
+                    f"{name} {getattr(self, name)!r} is unknown; it can be {' or '.join(get_args(known))}"
+                )
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")

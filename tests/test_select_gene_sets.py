@@ -139,6 +139,7 @@ def test_mean_z_and_random_zeros_are_chosen_by_name(made, fresh, tmp_path):
     ("changes", "error", "message"),
     [
         ({"min_genes": 30, "max_genes": 20}, ConfigError, "min_genes = 30"),
+        ({"score": "ssgsea"}, ConfigError, "score 'ssgsea' is unknown; it can be aucell or mean_z"),
         ({"p": 0.0}, ConfigError, "p must be over 0"),
         ({"min_genes": 300}, DataError, "none of its 14 sets has 300 to 500"),
         ({"p": 1e-6}, DataError, r"no set's entropy is above .* p < 1e-06 \(the least p is 0.005\)"),

@@ -12,12 +12,10 @@ Shapes: n cells, g genes, s sets, z non-zeros.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import scipy.sparse as sp
-
-from unicoord_atlas.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,15 +96,6 @@ class SetSums:
             sums_sn = self.sets_su @ dense_un
             scores_ns[start : start + BLOCK] = ((sums_sn - self.offset_s[:, None]) * self.factor_s[:, None]).T
         return scores_ns
-
-
-def require_method(name: str) -> Method:
-    """The name of a method; ConfigError lists what there is."""
-    for known in get_args(Method):
-        if name == known:
-            method: Method = known
-            return method
-    raise ConfigError(f"score {name!r} is unknown; it can be one of: {', '.join(get_args(Method))}")
 
 
 def present_sums(sets: Sequence[PresentSet], method: CellValues) -> SetSums:
