@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from gene_set_peers import THREADS
 
@@ -77,7 +78,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pyscenic-python", type=Path, help="a Python with pySCENIC")
     parser.add_argument("--no-query", action="store_true", help="leave pbmc3k alone")
     parser.add_argument("--set", action="append", default=[], help="any setting of train: section.key=value")
-    parser.add_argument("--keep", type=Path, help="copy tables and figures of the selection to this folder")
+    parser.add_argument("--keep", type=Path, help="copy the chosen sets, their activities and figures to this folder")
     parser.add_argument("--json", type=Path, help="where to write the result")
     args = parser.parse_args()
     if args.quick:
@@ -92,8 +93,13 @@ def _selection(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     run = _command(
         "select-gene-sets", str(store), "--gmt", str(args.data / GMT), "--label", "cell_type", "--json", *fewer
     )
+    tables = store.with_suffix(".gene-sets")
     if args.keep:
-        shutil.copytree(store.with_suffix(".gene-sets"), args.keep, dirs_exist_ok=True)
+        args.keep.mkdir(parents=True, exist_ok=True)
+        for name in ("chosen.csv", "activities.csv", "activities.png", "correlations.png"):
+            shutil.copy(tables / name, args.keep / f"gene_sets_{name}")
+    for name, rows in pd.read_csv(tables / "activities.csv").groupby("type", sort=False):
+        print(f"{name}: {'; '.join(rows['set'].head(4))}", flush=True)
     bars = {"selection_seconds": run["seconds"], "selection_peak_gib": run["peak_gib"]}
     return {"bars": bars, "sets": json.loads(run["output"])["sets"], "cells": open_store(store).n_obs}
 

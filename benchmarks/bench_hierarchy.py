@@ -85,7 +85,7 @@ def _compare(data: Path, folder: Path, name: str, settings: list[str], seeds: in
     for seed in range(seeds):
         for kind, extra in (("tied", []), ("untied", ["loss.hierarchical=0"])):
             fixed = [f'latent.discrete=["{child}"]', f'latent.hierarchy=["{parent} > {child}"]', f"train.seed={seed}"]
-            config = RunConfig.load(None, [*fixed, *extra, *settings])
+            config = RunConfig.load(None, [*fixed, *settings, *extra])
             out = folder / f"{kind}{seed}"
             with contextlib.redirect_stderr(io.StringIO()):
                 train.run(train.TrainOptions(atlas, out, config))
