@@ -160,7 +160,7 @@ def test_supervised_sets_reach_a_query_by_name_and_its_table_of_activities(made,
         [
             'latent.discrete=["cell_type"]', 'latent.continuous=["obsm:X_gene_sets"]', f'latent.hierarchy=["{tree}"]',
             "latent.unsupervised_continuous=4", "model.hidden=[64, 32]", "train.epochs=40", "train.batch_size=32",
-            "train.learning_rate=0.002",
+            "train.learning_rate=0.002", "augment.thinning=0.3", "augment.gene_dropout=0", "train.precision=fp32",
         ],
     )  # fmt: skip
     train.run(train.TrainOptions(fresh, tmp_path / "run", config))
