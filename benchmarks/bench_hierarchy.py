@@ -104,7 +104,7 @@ def _held_out(atlas: Path, run: Path, config: RunConfig, child: str) -> dict[str
     parts = list(reference.annotate(cells))
     logits = [np.concatenate([part.encoded.logits[number] for part in parts]) for number in range(len(names))]
     raw = {name: values.argmax(axis=1) for name, values in zip(names, logits, strict=True)}
-    ties = reference.config.hierarchy
+    ties = reference.config.ties
     joint = consistent_codes({name: softmax(values) for name, values in zip(names, logits, strict=True)}, ties)
     true = prepared.columns.codes[prepared.validation_rows, names.index(child)]
     known, chain = true >= 0, chain_above(child, ties)
