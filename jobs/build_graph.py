@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial as bound
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -19,7 +17,6 @@ from tqdm import tqdm
 from unicoord_atlas.errors import AlreadyDone, ConfigError, DataError
 from unicoord_atlas.loaders.graph_pass import RunPieces, components_of_genes, moments_of_amounts, write_scores
 from unicoord_atlas.loaders.graph_store import fingerprint_of, write_matrix, write_table
-from unicoord_atlas.loaders.in_order import in_order
 from unicoord_atlas.loaders.knn_pass import (
     KnnTask,
     measured_recall,
@@ -35,7 +32,7 @@ from unicoord_atlas.neighbors.highly_variable import highly_variable
 from unicoord_atlas.neighbors.knn import Metric, unit_rows
 
 from .amend_store import ADDITIONS, amended_store, finish_amendment
-from .dask_client import dask_client, in_order_on
+from .dask_client import pieces_runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,7 +102,7 @@ def run(options: BuildGraphOptions, console: Console | None = None) -> dict[str,
     try:
         with (
             amended_store(options.store, PART, config, options.replace) as partial,
-            _pieces_runner(options) as run_pieces,
+            pieces_runner(options.dask, options.threads) as run_pieces,
         ):
             return _build(partial, store, options, batches, run_pieces, console)
     except AlreadyDone:
@@ -258,17 +255,6 @@ def _say_search(task: KnnTask, result: dict[str, Any], console: Console) -> None
         highlight=False,
         soft_wrap=True,
     )
-
-
-@contextmanager
-def _pieces_runner(options: BuildGraphOptions) -> Iterator[RunPieces]:
-    """Threads of this process, or a cluster."""
-    threads = options.threads or min(4, len(os.sched_getaffinity(0)))
-    with ExitStack() as stack:
-        if options.dask is None:
-            yield bound(in_order, threads=threads)
-        else:
-            yield bound(in_order_on, stack.enter_context(dask_client(options.dask)))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from unicoord_atlas.errors import AlreadyDone, UnicoordError, UsageError
 
 from .command_line import Json, Out, finish, listed, pairs
 from .evaluate_command import EvaluateGroup, add_mapped
+from .gene_set_command import add_gene_set_commands
 from .reference_command import add_reference_commands
 
 _TYPER_USAGE = 2
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Learn a coordinate system of cells from whole atlases; map, annotate and generate cells with it.",
-    epilog="Typical order: ingest, build-graph, train, export-latents, export-reference, map-query.  "
+    epilog="Typical order: ingest, build-graph, select-gene-sets, train, export-latents, export-reference, map-query.  "
     "Exit codes: 0 done, 64 usage, 65 bad data, 78 bad config, 75 lost another process, "
     "130/143 interrupted/terminated, 1 anything else.",
 )
@@ -148,6 +149,9 @@ def build_graph(
     finish(job.run(options), as_json)
 
 
+add_gene_set_commands(app)
+
+
 @app.command()
 def reorder(
     store: Annotated[Path, typer.Argument(help="An atlas store with a graph (build-graph).")],
@@ -210,7 +214,12 @@ def train(
     ] = None,
     continuous: Annotated[str | None, typer.Option(help="Numeric columns to supervise.", metavar="time")] = None,
     hierarchy: Annotated[
-        str | None, typer.Option(help="Parent and child column.", metavar='"cell_class > cell_type"')
+        str | None,
+        typer.Option(
+            help="Parent and child column; or a tree of labels, with its column if that is not the first of "
+            "--discrete: a CSV with father,child or the Cell Ontology.",
+            metavar='"cell_class > cell_type"|FILE|"FILE: cell_type"',
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training cells.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, split, order and noise.")] = None,

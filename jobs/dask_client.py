@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unicoord_atlas.errors import ConfigError, UsageError
+from unicoord_atlas.loaders.in_order import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from unicoord_atlas.loaders.graph_pass import RunPieces
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _LOCAL = "local:"
+
+
+@contextmanager
+def pieces_runner(address: str | None, threads: int = 0) -> Iterator[RunPieces]:
+    """What runs the pieces of a pass: a cluster, or without an address threads of this process.
+
+    Parameters
+    ----------
+    threads
+        0 = as many as there are cores, up to 4.
+    """
+    if address is None:
+        yield partial(in_order, threads=threads_of(threads))
+    else:
+        with dask_client(address) as client:
+            yield partial(in_order_on, client)
+
+
+def threads_of(asked: int) -> int:
+    """The threads asked for; for 0 as many as there are cores, up to 4."""
+    return asked or min(4, len(os.sched_getaffinity(0)))
 
 
 @contextmanager

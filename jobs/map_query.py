@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anndata
 
 from unicoord_atlas.calls import CallRule
-from unicoord_atlas.coordinates import annotated, facts_of
+from unicoord_atlas.coordinates import annotated, facts_of, named_tables
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.genes import read_gene_table
 from unicoord_atlas.loaders.query_cells import open_query
@@ -43,6 +43,8 @@ class MapQueryOptions:
     """A query whose genes carry less of the reference's mean profile is refused."""
     force: bool = False
     """Map it all the same."""
+    consistent: bool = False
+    """Labels of tied levels are decoded together."""
 
 
 def run(options: MapQueryOptions) -> dict[str, Any]:
@@ -68,9 +70,11 @@ def run(options: MapQueryOptions) -> dict[str, Any]:
             probabilities=options.probabilities,
             rule=options.rule,
             measured_g=batches.measured_g,
+            consistent=options.consistent,
         )
         mapped_from = {"reference": options.reference.name, "profile_share": batches.coverage.profile_share}
-        adata = anndata.AnnData(obs=obs, uns={"unicoord": facts_of(reference) | mapped_from})
+        named = named_tables(reference, files.tables["X_unicoord"].rows(), obs.index)
+        adata = anndata.AnnData(obs=obs, obsm=named, uns={"unicoord": facts_of(reference) | mapped_from})
         write_output(adata, options.out, [options.query, options.reference], files.tables)
     if options.csv:
         with finished_file(options.csv) as partial:

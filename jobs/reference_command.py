@@ -46,6 +46,9 @@ def map_query(
     layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
     input: Annotated[Literal["counts", "lognorm"], typer.Option(help="What the query holds.")] = "counts",
     gene_table: Annotated[Path | None, typer.Option(help="Ensembl ids and symbols.", metavar="TSV")] = None,
+    consistent: Annotated[
+        bool, typer.Option(help="Labels of tied levels are decoded together, so that each lies below its parent.")
+    ] = False,
     min_confidence: Annotated[
         float, typer.Option(help="A class of less probability is not called: its parent is, or the cell is unassigned.")
     ] = 0.5,
@@ -81,6 +84,7 @@ def map_query(
         CallRule(min_confidence, max_novelty_p),
         min_coverage,
         force,
+        consistent,
     )
     finish(job.run(options), as_json)
 

@@ -122,6 +122,4 @@ def _points(store: ZarrStore, key: str) -> NDArray[np.float32]:
 
 def _require_names_free(store: ZarrStore) -> None:
     if ORIGINAL_ROW in store.obs().columns:
-        raise DataError(
-            f"{store.uri} has an obs column {ORIGINAL_ROW!r}: it is in graph order; reorder its source"
-        )
+        raise DataError(f"{store.uri} has an obs column {ORIGINAL_ROW!r}: it is in graph order; reorder its source")

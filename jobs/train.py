@@ -229,6 +229,8 @@ def _finish(options: TrainOptions, store: CellStore, prepared: Preparation, run:
 
 def _say_preparation(prepared: Preparation, options: TrainOptions) -> None:
     _say(f"{len(prepared.training_rows):,} training cells, {len(prepared.validation_rows):,} for validation")
+    for remark in prepared.remarks:
+        _say(f"  {remark}")
     for label in prepared.labels:
         _say(f"  {label.name}: {len(label.categories)} classes, {sum(label.counts):,} labelled training cells")
         if label.folded:

@@ -117,8 +117,8 @@ def summed(
 
 def _amounts_of_piece(store: CellStore, rows: Rows) -> tuple[NDArray[np.float64]]:
     sums_2g = np.zeros((2, store.n_vars))
-    for start, stop, block in _blocks(store, rows):
-        sums_2g += amount_sums(block, _scales(store, start, stop), store.n_vars)
+    for start, stop, block in blocks_of(store, rows):
+        sums_2g += amount_sums(block, scales_of(store, slice(start, stop)), store.n_vars)
     return (sums_2g,)
 
 
@@ -142,12 +142,12 @@ def dense_blocks(store: CellStore, genes: NDArray[np.int64], rows: Rows) -> Iter
     """Log-normalized values of some genes, a block of cells at a time; each block is the caller's to change."""
     place_g = np.full(store.n_vars, -1, np.int32)
     place_g[genes] = np.arange(len(genes), dtype=np.int32)
-    for start, stop, block in _blocks(store, rows):
+    for start, stop, block in blocks_of(store, rows):
         places = place_g[block.indices]
         kept = np.flatnonzero(places >= 0)
         entries_n = np.diff(np.searchsorted(kept, block.indptr))
         values = block.data[kept].astype(np.float64)
-        scales_n = _scales(store, start, stop)
+        scales_n = scales_of(store, slice(start, stop))
         if scales_n is not None:
             values *= np.repeat(scales_n, entries_n)
             np.log1p(values, out=values)
@@ -156,17 +156,18 @@ def dense_blocks(store: CellStore, genes: NDArray[np.int64], rows: Rows) -> Iter
         yield dense_ng
 
 
-def _blocks(store: CellStore, rows: Rows) -> Iterator[tuple[int, int, CsrBlock]]:
+def blocks_of(store: CellStore, rows: Rows) -> Iterator[tuple[int, int, CsrBlock]]:
+    """First row, the row past the last, and the counts of each block of a piece."""
     for start, stop in bounded_cuts(store.indptr, _BLOCK, *rows):
         read = store.read_ranges(np.array([[start, stop]], np.int64))
         yield start, stop, CsrBlock(read.indptr, read.indices, read.data)
 
 
-def _scales(store: CellStore, start: int, stop: int) -> NDArray[np.float64] | None:
-    """(n,) what counts are multiplied by; None for log-normalized input."""
+def scales_of(store: CellStore, rows: slice | NDArray[np.int64]) -> NDArray[np.float64] | None:
+    """(n,) what the counts of these cells are multiplied by; None for log-normalized input."""
     if store.normalization.log_input:
         return None
-    factors_n = store.size_factors[start:stop]
+    factors_n = store.size_factors[rows]
     return np.divide(store.normalization.target_sum, factors_n, out=np.ones(len(factors_n)), where=factors_n > 0)
 
 

@@ -38,6 +38,10 @@ CONNECTIVITIES = "connectivities"
 """obsp: what `build-graph` adds, as scanpy names it."""
 GRAPH_FACTS = "unicoord_graph"
 """uns: of which cells the graph is, and how it was made."""
+GENE_SETS = "X_gene_sets"
+"""obsm: what `select-gene-sets` adds, a column a set; a mapped query has one of this name, too."""
+GENE_SETS_FACTS = "unicoord_gene_sets"
+"""uns: which sets these are, and how they were chosen."""
 
 INNER_CHUNK = 262_144
 """Entries decoded together at most; rows may straddle."""

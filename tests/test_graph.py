@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from stores import write_store
 
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
-from unicoord_atlas.jobs import amend_store, build_graph, check, ingest
+from unicoord_atlas.jobs import amend_store, build_graph, check, dask_client, ingest
 from unicoord_atlas.jobs.build_graph import BuildGraphOptions
 from unicoord_atlas.jobs.workdir import describe_input
 from unicoord_atlas.loaders import graph_pass, knn_pass
@@ -351,7 +351,7 @@ def test_killed_pass_goes_on(fresh, tmp_path, monkeypatch, step):
                 raise Killed
             yield function(item)
 
-    monkeypatch.setattr(build_graph, "in_order", counted)
+    monkeypatch.setattr(dask_client, "in_order", counted)
     with pytest.raises(Killed):
         build(fresh)
     open_store(fresh)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def label_codes(obs: pd.DataFrame, column: LabelColumn) -> NDArray[np.int32]:
     """(N,) code of each cell under the column's categories, -1 where missing or unknown to the column."""
-    values = _column(obs, column.name)
+    values = require_column(obs, column.name)
     if not isinstance(values.dtype, pd.CategoricalDtype):
         values = values.astype("string").astype("category")
     position = {category: code for code, category in enumerate(column.categories)}
@@ -30,7 +30,7 @@ def label_codes(obs: pd.DataFrame, column: LabelColumn) -> NDArray[np.int32]:
 
 def label_column(obs: pd.DataFrame, name: str) -> LabelColumn:
     """The label column of this name as it stands in obs, categories sorted by name."""
-    values = _column(obs, name).astype("string")
+    values = require_column(obs, name).astype("string")
     counts = values.value_counts().sort_index()
     return LabelColumn(
         name=name,
@@ -56,12 +56,13 @@ def continuous_values(
             columns += [table[title].to_numpy(np.float32) for title in table.columns]
         else:
             titles.append(name)
-            columns.append(_numbers(_column(obs, name)))
+            columns.append(_numbers(require_column(obs, name)))
     stacked = np.stack(columns, axis=1) if columns else np.zeros((len(obs), 0), np.float32)
     return tuple(titles), np.ascontiguousarray(stacked, np.float32)
 
 
-def _column(obs: pd.DataFrame, name: str) -> pd.Series:
+def require_column(obs: pd.DataFrame, name: str) -> pd.Series:
+    """The column of this name; UsageError lists what there is."""
     if name not in obs:
         raise UsageError(f"obs has no column {name!r}; it has: {', '.join(map(str, obs.columns))}")
     return obs[name]

@@ -52,7 +52,12 @@ class LatentConfig(_Section):
         ("dataset", "platform", "seq_tech", "batch", "donor", "source"),
         description="nuisance: never part of an embedding for plots and neighbours",
     )
-    hierarchy: tuple[str, ...] = Field((), description='["cell_class > cell_type"], or a tree FILE')
+    hierarchy: tuple[str, ...] = Field(
+        (),
+        description='["cell_class > cell_type"]; or a tree, ["FILE"], ["FILE: cell_type"], '
+        '["FILE: cell_class > cell_type"]: a CSV with father,child or the Cell Ontology',
+    )
+    hierarchy_levels: Size = Field(2, description="of a tree and one column: so many coarser levels are made")
     unsupervised_continuous: Count = 50
     diffusion: Count = Field(0, description="the first so many unsupervised continuous ones")
     unsupervised_discrete: tuple[Size, ...] = Field((), description="their numbers of categories")

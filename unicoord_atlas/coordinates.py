@@ -11,6 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .calls import Caller, CallRule
+from .lineage import Tie, consistent_codes
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def coordinates(
     *,
     rule: CallRule | None = None,
     measured_g: NDArray[np.bool_] | None = None,
+    consistent: bool = False,
 ) -> anndata.AnnData:
     """Encode all cells of `batches` into an AnnData in memory; see `annotated`.
 
@@ -67,9 +69,19 @@ def coordinates(
         return tables[key]
 
     table = annotated(
-        reference, batches, obs, make, title, probabilities=probabilities, rule=rule, measured_g=measured_g
+        reference,
+        batches,
+        obs,
+        make,
+        title,
+        probabilities=probabilities,
+        rule=rule,
+        measured_g=measured_g,
+        consistent=consistent,
     )
-    obsm = {key: part.values for key, part in tables.items()}
+    obsm: dict[str, object] = {key: part.values for key, part in tables.items()}
+    if tables:
+        obsm |= named_tables(reference, tables["X_unicoord"].values, obs.index)
     return anndata.AnnData(obs=table, obsm=obsm, uns={"unicoord": facts_of(reference)})
 
 
@@ -83,6 +95,7 @@ def annotated(
     probabilities: bool = False,
     rule: CallRule | None = None,
     measured_g: NDArray[np.bool_] | None = None,
+    consistent: bool = False,
 ) -> pd.DataFrame:
     """Encode all cells of `batches`, which come in the order of `obs`; coordinates go to tables as they are made.
 
@@ -96,13 +109,15 @@ def annotated(
         Also calls by this rule, and novelty where the reference knows it.
     measured_g
         Which genes the cells' source measured: see `ReferenceModel.annotate`.
+    consistent
+        Labels of tied levels are decoded together, so that each lies below its parent.
 
     Returns
     -------
     obs with ``<label>_predicted`` and ``<label>_confidence``; with a rule also ``<label>_call``,
     ``<label>_call_level``, ``novelty`` and ``novelty_p``.
     """
-    columns = _Columns(reference, len(obs), rule)
+    columns = _Columns(reference, len(obs), rule, reference.config.ties if consistent else ())
     tables: dict[str, Table] = {}
     with tqdm(total=len(obs), desc=title, unit="cell", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         for part in reference.annotate(batches, measured_g, novelty=rule is not None):
@@ -118,7 +133,10 @@ def annotated(
 class _Columns:
     """obs columns that are filled batch by batch."""
 
-    def __init__(self, reference: ReferenceModel, num_rows: int, rule: CallRule | None) -> None:
+    def __init__(
+        self, reference: ReferenceModel, num_rows: int, rule: CallRule | None, ties: tuple[Tie, ...] = ()
+    ) -> None:
+        self._ties = ties
         self._labels = reference.config.labels
         names = [label.name for label in self._labels]
         self._codes = {name: np.zeros(num_rows, np.int32) for name in names}
@@ -135,9 +153,10 @@ class _Columns:
     def put(self, part: Annotation) -> None:
         """Fill the rows of a minibatch."""
         rows = part.encoded.rows
+        chosen = consistent_codes(part.probabilities, self._ties)
         for name, probabilities in part.probabilities.items():
-            self._codes[name][rows] = probabilities.argmax(axis=1)
-            self._confidence[name][rows] = probabilities.max(axis=1)
+            self._codes[name][rows] = chosen[name]
+            self._confidence[name][rows] = np.take_along_axis(probabilities, chosen[name][:, None], axis=1)[:, 0]
         for name, caller in self._callers.items():
             self._calls[name][rows], self._levels[name][rows] = caller.call(part.probabilities[name], part.novelty_p)
         if self._novelty:
@@ -162,6 +181,17 @@ def _tables(part: Annotation, probabilities: bool) -> dict[str, NDArray[np.float
     if probabilities:
         tables |= {f"X_unicoord_{name}": values for name, values in part.probabilities.items()}
     return tables
+
+
+def named_tables(
+    reference: ReferenceModel, continuous_nd: NDArray[np.float32], cells: pd.Index
+) -> dict[str, pd.DataFrame]:
+    """Dimensions that were supervised by an obsm table (X_gene_sets), by its key, with named columns."""
+    place = {name: number for number, name in enumerate(reference.dims)}
+    return {
+        key: pd.DataFrame(np.array(continuous_nd[:, [place[name] for name in names]]), cells, list(names))
+        for key, names in reference.config.tables.items()
+    }
 
 
 def facts_of(reference: ReferenceModel) -> dict[str, object]:

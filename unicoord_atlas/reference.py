@@ -12,6 +12,7 @@ Shapes: n cells, g genes, d continuous dimensions, k categories.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from unicoord_atlas.training.checkpoint import load_weights
 from .calls import CallRule, ParentShares
 from .encode import Encoded, FrozenEncoder, softmax
 from .errors import DataError
+from .lineage import Tie
 from .model_card import model_card
 from .novelty import Novelty, cell_errors, strangeness
 from .reference_files import load_normalization, read_checked, read_text, save_normalization
@@ -60,10 +62,17 @@ class ReferenceConfig(BaseModel):
     technical: tuple[str, ...] = ()
     parent_shares: tuple[ParentShares, ...] = ()
     """Which label refines which."""
+    tables: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Continuous dimensions that were supervised by an obsm table, by its key: mapped cells get one of that name."""
     calibration: Calibration
     metrics: dict[str, float] = Field(default_factory=dict)
     atlas: dict[str, Any] = Field(default_factory=dict)
     """What it was trained on: number of cells, sources, the run's settings."""
+
+    @property
+    def ties(self) -> tuple[Tie, ...]:
+        """Which categories may stand below which."""
+        return tuple(Tie.of(tree.parent, tree.child, tree.shares) for tree in self.parent_shares)
 
 
 @dataclass(frozen=True)
@@ -193,6 +202,7 @@ class ReferenceModel:
         layer: str | None = None,
         probabilities: bool = False,
         rule: CallRule | None = None,
+        consistent: bool = False,
     ) -> anndata.AnnData:
         """Give the cells of an AnnData coordinates and labels.
 
@@ -204,6 +214,8 @@ class ReferenceModel:
             Also the probability of every class, as obsm["X_unicoord_<label>"].
         rule
             When a prediction becomes a call; the default rule if None.
+        consistent
+            Labels of tied levels are decoded together, so that each lies below its parent.
 
         Returns
         -------
@@ -215,7 +227,14 @@ class ReferenceModel:
 
         batches = QueryBatches(AnnDataCells(adata, layer), self.schema, self.normalization)
         return coordinates(
-            self, batches, adata.obs, probabilities, "map", rule=rule or CallRule(), measured_g=batches.measured_g
+            self,
+            batches,
+            adata.obs,
+            probabilities,
+            "map",
+            rule=rule or CallRule(),
+            measured_g=batches.measured_g,
+            consistent=consistent,
         )
 
     def bio(self, encoded: Encoded, probabilities: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:

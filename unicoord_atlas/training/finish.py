@@ -10,6 +10,7 @@ import torch
 from unicoord_atlas.calls import ParentShares
 from unicoord_atlas.encode import Encoded, encode_batches, softmax
 from unicoord_atlas.evaluation import calibration_bins, calibration_error, negative_log_likelihood
+from unicoord_atlas.lineage import Tie, agreement, chain_above, hierarchical_f1
 from unicoord_atlas.narrower import NarrowerBatches, genes_that_carry
 from unicoord_atlas.reference import ReferenceConfig, ReferenceModel
 
@@ -69,6 +70,8 @@ def finished_model(
     encoded_narrower = {share: list(encode_batches(model, part, device)) for share, part in narrower.items()}
     calibration = calibrate(trained, checked, encoded_narrower, codes, names)
     metrics = label_metrics(checked, codes, names, calibration.temperatures)
+    ties = tuple(Tie.of(tree.parent, tree.child, tree.parents_kp) for tree in prepared.hierarchies)
+    metrics |= hierarchy_metrics(checked, codes, names, ties)
     metrics["genes_never_predicted"] = float(never_predicted(model, trained))
     facts = reference_config(model, config, prepared, schema, calibration, metrics)
     reference = ReferenceModel(model.eval(), facts, schema, normalization)
@@ -105,6 +108,7 @@ def reference_config(
             ParentShares(parent=tree.parent, child=tree.child, shares=tuple(map(tuple, tree.parents_kp.tolist())))
             for tree in prepared.hierarchies
         ),
+        tables=prepared.tables,
         calibration=calibration,
         metrics=metrics,
         atlas={
@@ -133,6 +137,31 @@ def label_metrics(
             bins = calibration_bins(predicted == codes, probabilities.max(axis=1))
             metrics[f"{name}_ece"] = calibration_error(bins)
             metrics[f"{name}_nll"] = negative_log_likelihood(probabilities, codes)
+    return metrics
+
+
+def hierarchy_metrics(
+    checked: list[Encoded], codes_nl: NDArray[np.int32], names: tuple[str, ...], ties: tuple[Tie, ...]
+) -> dict[str, float]:
+    """Of validation cells: how often raw arg-maxes of tied levels agree, and hierarchical F1 of the finest levels."""
+    metrics: dict[str, float] = {}
+    if not checked:
+        return metrics
+    rows = np.concatenate([encoded.rows for encoded in checked])
+    predicted = {
+        name: np.concatenate([encoded.logits[number].argmax(axis=1) for encoded in checked])
+        for number, name in enumerate(names)
+    }
+    sizes = {name: checked[0].logits[number].shape[1] for number, name in enumerate(names)}
+    for tie in ties:
+        metrics[f"{tie.child}_agrees_with_{tie.parent}"] = agreement(predicted[tie.child], predicted[tie.parent], tie)
+    for name in sorted({tie.child for tie in ties} - {tie.parent for tie in ties}):
+        true = codes_nl[rows, names.index(name)]
+        if (true >= 0).any():
+            chain = chain_above(name, ties)
+            metrics[f"{name}_hierarchical_f1"] = hierarchical_f1(
+                true[true >= 0], predicted[name][true >= 0], chain, [sizes[tie.parent] for tie in chain]
+            )
     return metrics
 
 

@@ -15,10 +15,11 @@ import torch
 from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.columns import continuous_values, label_codes, label_column
 from unicoord_atlas.errors import ConfigError, DataError
-from unicoord_atlas.hierarchy import Hierarchy, hierarchy_of_columns, parse_hierarchy
 from unicoord_atlas.losses.objective import LabelFacts
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
 from unicoord_atlas.schema import AtlasSchema, LabelColumn, fold_rare
+
+from .levels import hierarchy_between, tied_levels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from unicoord_atlas.config import RunConfig
+    from unicoord_atlas.hierarchy import Hierarchy
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,10 @@ class Preparation:
     latent: LatentSpec
     facts: LabelFacts
     hierarchies: tuple[Hierarchy, ...]
+    remarks: tuple[str, ...]
+    """What a user should know of the trees of labels."""
+    tables: Mapping[str, tuple[str, ...]]
+    """Supervised continuous dimensions that came together, by the obsm key that they came from."""
 
     def trained(self) -> NDArray[np.bool_]:
         """(N,) whether each cell of the store is a training cell."""
@@ -66,8 +72,9 @@ def prepare(
         If a label column has no labelled training cell, or a continuous one is constant or not numeric.
     """
     training, validation = split_rows(config, obs)
-    pairs = parse_hierarchy(config.latent.hierarchy)
-    names = list(dict.fromkeys([*config.latent.discrete, *(name for pair in pairs for name in pair)]))
+    levels = tied_levels(config.latent, obs)
+    obs = levels.obs
+    names = list(dict.fromkeys([*config.latent.discrete, *(name for pair in levels.trees for name in pair)]))
     labels, codes = [], np.full((len(obs), len(names)), -1, np.int32)
     for number, name in enumerate(names):
         column = _known_label(schema, obs, name)
@@ -83,11 +90,12 @@ def prepare(
     )
     at = {name: number for number, name in enumerate(names)}
     hierarchies = tuple(
-        hierarchy_of_columns(labels[at[p]], labels[at[c]], codes[training, at[p]], codes[training, at[c]])
-        for p, c in pairs
+        hierarchy_between(levels, labels[at[p]], labels[at[c]], codes[training, at[p]], codes[training, at[c]])
+        for p, c in levels.trees
     )
     columns = CellColumns(size_factors.astype(np.float32), _source_codes(schema, obs), codes, values)
-    return Preparation(training, validation, columns, tuple(labels), latent, facts, hierarchies)
+    tables = {key: tuple(map(str, table.columns)) for key, table in (obsm or {}).items()}
+    return Preparation(training, validation, columns, tuple(labels), latent, facts, hierarchies, levels.remarks, tables)
 
 
 def split_rows(config: RunConfig, obs: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

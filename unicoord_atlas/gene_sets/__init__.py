@@ -1,0 +1,1 @@
+"""Gene sets: their scores in cells, their selection by data, and their activities by type."""
