@@ -95,11 +95,11 @@ class AugmentConfig(_Section):
     """Changes to the encoder's input while training."""
 
     thinning: Share = Field(
-        0.9,
+        0.5,
         description="* keep probability ~ U(1 - thinning, 1) per cell on the encoder's raw counts; target unthinned",
     )
     gene_dropout: Share = Field(
-        0.3,
+        0.5,
         description="* share of a cell's genes hidden from the encoder, others scaled up: no gene decides alone",
     )
     gene_panels: Share = Field(
