@@ -38,7 +38,7 @@ class Sizes:
 
 
 FULL = Sizes()
-QUICK = Sizes(2_000, 2_000, 8_000, 150, 1, 2, "1", 1.0)
+QUICK = Sizes(2_000, 2_000, 4_000, 150, 1, 1, "1", 0.5)
 
 
 def simulated(work: Path, sizes: Sizes) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loader_inputs import last_json
-from loader_measure import SAMPLE_SECONDS, tree_memory
+from loader_measure import tree_memory
 from train_inputs import LABELS, ours, settings
 
 from unicoord_atlas.training.metrics import read_metrics
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TERMINATED = 143
+SAMPLE_SECONDS = 1.0
+"""Between looks at memory: each takes some hundredths of a second from a core."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ def train(
 
 def with_threads(threads: int = 0) -> dict[str, str]:
     """The environment of a process with so many threads; 0 = one a core."""
-    return {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads or os.cpu_count()))}
+    return {
+        **os.environ,
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads or len(os.sched_getaffinity(0)))),
+    }
 
 
 def watch_steps(process: subprocess.Popen[bytes], store: Path, steps: Path, until_step: int) -> list[tuple[int, int]]:
