@@ -21,18 +21,18 @@ def summary_table(entries: Sequence[Mapping[str, Any]], best_epoch: int, metrics
     entries
         The lines of metrics.jsonl.
     best_epoch
-        Number of the epoch that is exported; the first is 0.
+        The epoch that is exported, counted from 1; the lines count from 0.
     metrics
         Of the finished model.
     """
-    best = next(entry for entry in entries if entry["epoch"] == best_epoch)
+    best = next(entry for entry in entries if entry["epoch"] == best_epoch - 1)
     seconds = sum(entry["seconds"] for entry in entries)
     cells = sum(entry["seconds"] * entry["cells_per_second"] for entry in entries)
     waited = sum(entry["seconds"] * entry["data_wait"] for entry in entries)
     speed = f"{cells / seconds:,.0f} cells/s, data wait {waited / seconds:.1%}"
     table = Table(
         "", "training", "validation",
-        title=f"epoch {best_epoch + 1} of {len(entries)}",
+        title=f"epoch {best_epoch} of {len(entries)}",
         caption=f"{entries[-1]['step']:,} steps in {seconds / 60:,.1f} min: {speed}",
     )  # fmt: skip
     names = [name for name in best if name not in ("epoch", "step", *_SPEED)]

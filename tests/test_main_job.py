@@ -367,7 +367,7 @@ def test_the_summary_shows_the_exported_epoch_and_the_whole_run():
     entries = [{"epoch": i, "step": 10 * (i + 1), **losses[i], **speeds[i]} for i in range(2)]
     console = Console(width=100)
     with console.capture() as shown:
-        console.print(summary_table(entries, 0, {"macro_f1_cell_type": 0.9}))
+        console.print(summary_table(entries, 1, {"macro_f1_cell_type": 0.9}))
     words = " ".join(shown.get().split())
     assert "epoch 1 of 2" in words and "20 steps in 4.0 min: 175 cells/s, data wait 5.0%" in words
     assert "5.0000" in words and "4.0000" in words and "3.5" not in words and "0.9000" in words
