@@ -173,7 +173,8 @@ def test_a_run_killed_again_and_again_goes_on_as_if_nothing_had_happened(folder,
 def test_tensorboard_shows_the_losses_of_metrics(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (events,) = (folder / "run").rglob("events.out.tfevents.*")
+    # The settings lie in a folder of their own below the losses.
+    events = min((folder / "run").rglob("events.out.tfevents.*"), key=lambda path: len(path.parts))
     shown = EventAccumulator(str(events.parent), size_guidance={"scalars": 0}).Reload()
     entries = read_metrics(folder / "run" / "metrics.jsonl")
     for name in ("loss", "validation_loss", "validation_accuracy_cell_type"):
