@@ -61,8 +61,8 @@ def make_inputs(work: Path, cells: int, small: int, peer_python: str | None) -> 
     return inputs
 
 
-def repeat_cells(store: ZarrStore, num_cells: int, out: Path) -> None:
-    """Write a store of so many cells: those of another, from the first on, as often as it takes."""
+def repeat_cells(store: ZarrStore, num_cells: int, out: Path, columns: tuple[str, ...] = ("organ",)) -> None:
+    """Write a store of so many cells: those of another and some obs columns, from the first on, again and again."""
     rows = np.arange(num_cells) % store.n_obs
     indptr = np.concatenate([[0], np.cumsum(np.diff(store.indptr)[rows])])
     layout = MatrixLayout(indptr, store.n_vars, store.layout.data_dtype)
@@ -73,7 +73,7 @@ def repeat_cells(store: ZarrStore, num_cells: int, out: Path) -> None:
                 stop = min(start + _ROWS, store.n_obs, start + writer.stop_row - writer.next_row)
                 read = store.read_ranges(np.array([[start, stop]]))
                 writer.write(CsrBlock(read.indptr, read.indices, read.data))
-        obs = store.obs(["organ", "source", "size_factor"]).iloc[rows]
+        obs = store.obs([*columns, "source", "size_factor"]).iloc[rows]
         obs.index = [f"cell{row}" for row in range(num_cells)]
         var = anndata.io.read_elem(store._group["var"])
         finish_store(partial, layout, obs, var, store.schema, store.normalization)

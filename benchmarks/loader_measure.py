@@ -93,14 +93,19 @@ def watch(command: list[str], data: Path) -> tuple[str, Memory]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peak = page_cache = 0
     while process.poll() is None:
-        sums = [_pss(pid, str(data)) for pid in _family(process.pid)]
-        peak = max(peak, sum(own for own, _ in sums))
-        page_cache = max(page_cache, sum(mapped for _, mapped in sums))
+        own, mapped = tree_memory(process.pid, data)
+        peak, page_cache = max(peak, own), max(page_cache, mapped)
         time.sleep(SAMPLE_SECONDS)
     assert process.stdout is not None
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}")
     return process.stdout.read(), Memory(peak, page_cache)
+
+
+def tree_memory(pid: int, data: Path) -> tuple[int, int]:
+    """Sum of PSS over a process and its descendants in bytes: all but the pages of files under `data`, and those."""
+    sums = [_pss(member, str(data)) for member in _family(pid)]
+    return sum(own for own, _ in sums), sum(mapped for _, mapped in sums)
 
 
 def _family(pid: int) -> list[int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from rich.console import Console
 
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.graph_pass import moments_of_amounts
@@ -28,6 +29,7 @@ from unicoord_atlas.training.checkpoint import Progress, load_best, pointed, rea
 from unicoord_atlas.training.estimate import estimate
 from unicoord_atlas.training.finish import finished_model
 from unicoord_atlas.training.loop import run_training
+from unicoord_atlas.training.metrics import read_metrics
 from unicoord_atlas.training.novelty_fit import reference_rows
 from unicoord_atlas.training.optimizer import even_batch_size, part_size
 from unicoord_atlas.training.precision import choose_device, choose_precision
@@ -38,6 +40,7 @@ from unicoord_atlas.training.signals import Stopped
 
 from .diffusion import graph_of, latent_table, with_neighbors
 from .run_identity import by_dotted_name, claim, refuse_other
+from .train_summary import summary_table
 from .workdir import finished_directory
 
 if TYPE_CHECKING:
@@ -242,8 +245,8 @@ def _say_preparation(prepared: Preparation, options: TrainOptions) -> None:
 
 
 def _summary(options: TrainOptions, progress: Progress, metrics: dict[str, float]) -> dict[str, Any]:
-    for name, value in metrics.items():
-        _say(f"  {name}: {value:,.4f}")
+    entries = read_metrics(options.out / "metrics.jsonl")
+    Console(stderr=True).print(summary_table(entries, progress.best_epoch, metrics))
     return {
         "run": str(options.out),
         "epochs": progress.epoch,

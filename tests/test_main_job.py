@@ -118,33 +118,71 @@ def test_a_finished_run_is_not_trained_again(folder):
         train.run(train.TrainOptions(folder / "atlas.zarr", folder / "run", config("loss.beta=0.7")))
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(folder, tmp_path):
-    """kill -9 after some steps; the same command then ends with the same losses and weights as the undisturbed run."""
-    settings = [*SETTINGS, "train.checkpoint_every_steps=7"]
-    code = (
-        "import os, signal, sys; from pathlib import Path\n"
-        "from unicoord_atlas.config import RunConfig; from unicoord_atlas.jobs import train\n"
-        "from unicoord_atlas.training import loop; real, steps = loop._step, [0]\n"
-        "def step(*given):\n"
-        "    steps[0] += 1\n"
-        "    if steps[0] == 40: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return real(*given)\n"
-        "loop._step = step\n"
-        "train.run(train.TrainOptions(Path(sys.argv[1]), Path(sys.argv[2]), RunConfig.load(None, sys.argv[3:])))\n"
-    )
-    command = [sys.executable, "-c", code, str(folder / "atlas.zarr"), str(tmp_path / "killed"), *settings]
-    assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
-    assert json.loads((tmp_path / "killed" / "checkpoints" / "latest.json").read_text()) == {
-        "checkpoint": "step-00000035"
-    }
-    train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / "killed", RunConfig.load(None, settings)))
-    validation = [
-        [entry["validation_loss"] for entry in read_metrics(run / "metrics.jsonl")]
-        for run in (tmp_path / "killed", folder / "run")
-    ]
-    assert validation[0] == validation[1]
-    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (tmp_path / "killed", folder / "run")]
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+from unicoord_atlas.config import RunConfig
+from unicoord_atlas.jobs import train
+from unicoord_atlas.training import checkpoint, loop
+
+owner, name, count = {"loop": loop, "checkpoint": checkpoint}[sys.argv[3]], sys.argv[4], int(sys.argv[5])
+real, calls = getattr(owner, name), [0]
+
+def deadly(*given, **named):
+    calls[0] += 1
+    if calls[0] == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*given, **named)
+
+setattr(owner, name, deadly)
+train.run(train.TrainOptions(Path(sys.argv[1]), Path(sys.argv[2]), RunConfig.load(None, sys.argv[6:])))
+"""
+MOMENTS = [
+    ("loop", "_step", 40),  # within an epoch, steps after a checkpoint
+    ("checkpoint", "save_file", 5),  # a checkpoint is half written
+    ("checkpoint", "_prune", 9),  # it is written, older ones are still there
+    ("checkpoint", "_sync", 9),  # it is written, but nothing points to it
+    ("loop", "_save", 5),  # after the line of an epoch, before its checkpoint
+]
+TIMES = ("seconds", "cells_per_second", "data_wait")
+
+
+def loss_curve(run: Path) -> list[dict]:
+    """All that a run said of its steps and epochs, but for the time they took."""
+    entries = [*read_metrics(run / "steps.jsonl"), *read_metrics(run / "metrics.jsonl")]
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in entries]
+
+
+def test_a_run_killed_again_and_again_goes_on_as_if_nothing_had_happened(folder, tmp_path):
+    """kill -9 at several moments; at the end losses and weights are those of the undisturbed run, to the last bit."""
+    settings, out, reached = [*SETTINGS, "train.checkpoint_every_steps=7"], tmp_path / "killed", []
+    for owner, name, count in MOMENTS:
+        words = [str(folder / "atlas.zarr"), str(out), owner, name, str(count), *settings]
+        ended = subprocess.run([sys.executable, "-c", KILLER, *words], capture_output=True, timeout=120)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        latest = json.loads((out / "checkpoints" / "latest.json").read_text())["checkpoint"]
+        reached.append(int(latest.removeprefix("step-")))
+    assert reached[0] == 35 and reached == sorted(reached) and len(set(reached)) > 2
+    train.run(train.TrainOptions(folder / "atlas.zarr", out, RunConfig.load(None, settings)))
+    curve = loss_curve(out)
+    assert curve == loss_curve(folder / "run") and len(curve) > 25
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (out, folder / "run")]
     assert weights[0] == weights[1]
+
+
+def test_tensorboard_shows_the_losses_of_metrics(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # The settings lie in a folder of their own below the losses.
+    events = min((folder / "run").rglob("events.out.tfevents.*"), key=lambda path: len(path.parts))
+    shown = EventAccumulator(str(events.parent), size_guidance={"scalars": 0}).Reload()
+    entries = read_metrics(folder / "run" / "metrics.jsonl")
+    for name in ("loss", "validation_loss", "validation_accuracy_cell_type"):
+        scalars = [(scalar.step, scalar.value) for scalar in shown.Scalars(name)]
+        assert [step for step, _ in scalars] == [entry["step"] for entry in entries]
+        assert [value for _, value in scalars] == pytest.approx([entry[name] for entry in entries], rel=1e-6)
+    steps = [entry["step"] for entry in read_metrics(folder / "run" / "steps.jsonl")]
+    assert [scalar.step for scalar in shown.Scalars("step_reconstruction")] == steps
 
 
 def test_a_terminated_run_is_saved_and_says_so(folder, tmp_path):
@@ -315,3 +353,22 @@ def test_info_on_a_reference_says_what_it_is_not(folder):
 
     with pytest.raises(DataError, match="no atlas store"):
         info.run(folder / "reference")
+
+
+def test_the_summary_shows_the_exported_epoch_and_the_whole_run():
+    from rich.console import Console
+
+    from unicoord_atlas.jobs.train_summary import summary_table
+
+    losses = [{"loss": 5.0, "validation_loss": 4.0}, {"loss": 3.5, "validation_loss": 4.25}]
+    speeds = [
+        {"seconds": 60.0, "cells_per_second": 100.0, "data_wait": 0.02},
+        {"seconds": 180.0, "cells_per_second": 200.0, "data_wait": 0.06},
+    ]
+    entries = [{"epoch": i, "step": 10 * (i + 1), **losses[i], **speeds[i]} for i in range(2)]
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(summary_table(entries, 1, {"macro_f1_cell_type": 0.9}))
+    words = " ".join(shown.get().split())
+    assert "epoch 1 of 2" in words and "20 steps in 4.0 min: 175 cells/s, data wait 5.0%" in words
+    assert "5.0000" in words and "4.0000" in words and "3.5" not in words and "0.9000" in words

@@ -90,5 +90,6 @@ class EpochClock:
         return time.perf_counter() - self._started
 
     def speed(self) -> dict[str, float]:
-        """Cells a second and the share of time spent waiting for them."""
-        return {"cells_per_second": self.cells / self.seconds, "data_wait": self._waited / self.seconds}
+        """Seconds, cells a second, and the share of time spent waiting for them."""
+        seconds = self.seconds
+        return {"seconds": seconds, "cells_per_second": self.cells / seconds, "data_wait": self._waited / seconds}

@@ -1,0 +1,47 @@
+"""The table that `train` ends with: losses and accuracies of the exported epoch, and what the run took."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_SPEED = ("seconds", "cells_per_second", "data_wait")
+_VALIDATION = "validation_"
+
+
+def summary_table(entries: Sequence[Mapping[str, Any]], best_epoch: int, metrics: Mapping[str, float]) -> Table:
+    """Training and validation side by side, the exported model's metrics below.
+
+    Parameters
+    ----------
+    entries
+        The lines of metrics.jsonl.
+    best_epoch
+        The epoch that is exported, counted from 1; the lines count from 0.
+    metrics
+        Of the finished model.
+    """
+    best = next(entry for entry in entries if entry["epoch"] == best_epoch - 1)
+    seconds = sum(entry["seconds"] for entry in entries)
+    cells = sum(entry["seconds"] * entry["cells_per_second"] for entry in entries)
+    waited = sum(entry["seconds"] * entry["data_wait"] for entry in entries)
+    speed = f"{cells / seconds:,.0f} cells/s, data wait {waited / seconds:.1%}"
+    table = Table(
+        "", "training", "validation",
+        title=f"epoch {best_epoch} of {len(entries)}",
+        caption=f"{entries[-1]['step']:,} steps in {seconds / 60:,.1f} min: {speed}",
+    )  # fmt: skip
+    names = [name for name in best if name not in ("epoch", "step", *_SPEED)]
+    for name in dict.fromkeys(name.removeprefix(_VALIDATION) for name in names):
+        table.add_row(name, *(_shown(best.get(key)) for key in (name, _VALIDATION + name)))
+    for name, value in metrics.items():
+        table.add_row(name, "", _shown(value), style="bold")
+    return table
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:,.4f}"
