@@ -18,6 +18,7 @@ from .evaluate_command import EvaluateGroup, add_mapped
 from .gene_set_command import add_gene_set_commands
 from .generate_command import add_generate
 from .reference_command import add_reference_commands
+from .restore_command import add_restore
 
 _TYPER_USAGE = 2
 
@@ -287,6 +288,7 @@ evaluate = typer.Typer(
 )
 app.add_typer(evaluate, name="evaluate")
 add_mapped(evaluate)
+add_restore(evaluate)
 add_generate(app)
 
 

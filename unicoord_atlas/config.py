@@ -40,6 +40,9 @@ class DataConfig(_Section):
     min_cells: Count = Field(20, description="classes with fewer labelled training cells are folded into 'other'")
     validation_fraction: Share = Field(0.1, description="by a seeded hash of obs_names; stored in the run")
     validation_by: str = Field("", description="an obs column: whole values (donors) are held out")
+    exclude: tuple[str, ...] = Field(
+        (), description='cells neither trained on nor validated: ["time=3.5", "organ=lung"]'
+    )
     mask_unmeasured: bool = Field(True, description="* a gene that a cell's source did not measure is no zero")
 
 
