@@ -90,6 +90,10 @@ class LossConfig(_Section):
     )
     diffusion_live: Size = Field(4, description="neighbours of each that are encoded with gradient, others remembered")
     clustering: Weight = 0.0
+    independence: Weight = Field(
+        0.0, description="* 100 where cells are to be moved: unsupervised dimensions then do not tell independent_of"
+    )
+    independent_of: tuple[str, ...] = Field((), description='supervised labels: ["platform"]')
     class_weights: Literal["none", "sqrt", "balanced"] = Field("none", description="none | sqrt | balanced")
     per_gene: bool = Field(False, description="released: the total is divided by the number of genes")
 
