@@ -16,6 +16,7 @@ from unicoord_atlas.errors import AlreadyDone, UnicoordError, UsageError
 from .command_line import Json, Out, finish, listed
 from .evaluate_command import EvaluateGroup, add_mapped
 from .gene_set_command import add_gene_set_commands
+from .figure_command import add_figure
 from .generate_command import add_generate
 from .reference_command import add_reference_commands
 from .restore_command import add_restore
@@ -290,6 +291,7 @@ app.add_typer(evaluate, name="evaluate")
 add_mapped(evaluate)
 add_restore(evaluate)
 add_generate(app)
+add_figure(app)
 
 
 @app.command()

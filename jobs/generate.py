@@ -119,8 +119,13 @@ def _start_between(options: GenerateOptions, reference: ReferenceModel, source: 
         raise DataError(f"{source.path}: has no cell {unknown[0]!r}; its first is {names[0]!r}")
     picked = PickedRows(source, [int((names == name).argmax()) for name in options.between])
     batches = QueryBatches(picked, reference.schema, reference.normalization)
-    first, last = encode_points(reference.model, batches, reference.device)  # a batch each
+    (both,) = encode_points(reference.model, batches, reference.device)
     index = [f"between-{number}" for number in range(options.steps)]
     obs = pd.DataFrame({"share": [number / (options.steps - 1) for number in range(options.steps)]}, index=index)
     facts = {"cells": source.path.name, "between": list(options.between)}
-    return Start([between(first, last, options.steps)], obs, facts, replace(options.how, reconstruct=True))
+    return Start(
+        [between(both.take(both.rows[:1]), both.take(both.rows[1:]), options.steps)],
+        obs,
+        facts,
+        replace(options.how, reconstruct=True),
+    )

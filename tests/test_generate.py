@@ -9,13 +9,13 @@ import scipy.sparse as sp
 import torch
 from references import CLASSES, NUM_GENES, random_cells, random_reference
 
-from unicoord_atlas import generated
+from unicoord_atlas import generated, scene
 from unicoord_atlas.batch import CsrBlock
 from unicoord_atlas.coordinate_changes import Changes, Jitter, resolve_changes
 from unicoord_atlas.decoded import count_rows, value_rows
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.generate import Generation, with_changes
-from unicoord_atlas.jobs import generate
+from unicoord_atlas.jobs import figure, generate
 from unicoord_atlas.loaders import growing_writer
 from unicoord_atlas.memory import AnnDataCells
 from unicoord_atlas.points import Points, between, encode_points
@@ -293,3 +293,48 @@ def test_a_growing_store_is_whole_over_several_shards(tmp_path, monkeypatch):
     for made in stored:
         np.testing.assert_array_equal(made.X.toarray(), matrix.toarray())
     assert len(list((tmp_path / "x.zarr" / "X" / "data" / "c").iterdir())) == -(-matrix.nnz // 300)
+
+
+@pytest.mark.parametrize("kind", ["nearest", "markers", "trajectory", "sweep-gif"])
+def test_figures_are_drawn(tmp_path, kind):
+    (tmp_path / "reference").mkdir()
+    REFERENCE.save(tmp_path / "reference")
+    cells = random_cells(120)
+    cells.obs["cell_type"] = np.resize(CLASSES, 120)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    swept = kind in figure.SWEPT
+    changes = Changes({"platform": "10x"}, sweeps={"time": "0:10:3"}) if swept else Changes({"cell_type": "B"})
+    out = tmp_path / ("made.gif" if kind == "sweep-gif" else "made.png")
+    options = figure.FigureOptions(
+        kind, tmp_path / "cells.h5ad", tmp_path / "reference", out, Generation(changes), "cell_type", ["G1", "G2"], 90
+    )
+    assert figure.run(options)["cells"] == 90
+    assert out.read_bytes()[:4] in (b"\x89PNG", b"GIF8")
+    for wrong, words in (
+        (replace(options, out=tmp_path / "made.pdf"), "ends in"),
+        (replace(options, by="organ", out=out.with_name("b" + out.name)), "wanted, time, cell_type"),
+        (
+            replace(
+                options, how=Generation(Changes({"cell_type": "B"}) if swept else Changes(sweeps={"time": "0:1:2"}))
+            ),
+            "--sweep",
+        ),
+    ):
+        with pytest.raises(UsageError, match=words):
+            figure.run(wrong)
+
+
+def test_a_scene_holds_real_cells_and_every_point_of_the_sweep():
+    cells = random_cells(20)
+    how = Generation(Changes({"cell_type": "B"}, sweeps={"time": "0:10:3"}), sample="mode", min_value=0)
+    made = scene.make_scene(REFERENCE, AnnDataCells(cells), cells.obs, how)
+    expected = REFERENCE.generate(cells, how).X.toarray()
+    np.testing.assert_allclose(made.made_png[1], expected[1::3], rtol=1e-4, atol=1e-5)
+    assert made.titles == (0.0, 5.0, 10.0)
+    np.testing.assert_array_equal(scene.nearest_cells(made.real_ng * 3, made.real_ng), np.arange(20))
+    centre, directions = scene.principal_components(made.real_ng, 4)
+    places = (made.real_ng - centre) @ directions
+    singular = np.linalg.svd(made.real_ng - made.real_ng.mean(axis=0), compute_uv=False)
+    np.testing.assert_allclose(np.linalg.norm(places, axis=0), singular[:4], rtol=1e-3)
+    with pytest.raises(UsageError, match="no gene 'Z'"):
+        made.columns(["Z"])
