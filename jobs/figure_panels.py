@@ -5,22 +5,17 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.animation import FuncAnimation, PillowWriter
 
 from unicoord_atlas.scene import nearest_cells, principal_components
+
+from .plotting import plt, save
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from unicoord_atlas.scene import Scene
@@ -40,7 +35,7 @@ def draw_nearest(scene: Scene, by: str, path: Path) -> None:
     left.set(title="Real cells")
     right.set(title="Generated from them, at their nearest real cell")
     right.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, markerscale=2)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_markers(scene: Scene, by: str, genes: list[str], path: Path) -> None:
@@ -64,7 +59,7 @@ def draw_markers(scene: Scene, by: str, genes: list[str], path: Path) -> None:
         axes.set(ylabel=gene)
     panels[-1, 0].set_xticks(range(len(names)), names, rotation=45, ha="right")
     figure.suptitle("Real cells (blue) and those generated from them (orange)", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_trajectory(scene: Scene, by: str, path: Path) -> None:
@@ -86,11 +81,13 @@ def draw_trajectory(scene: Scene, by: str, path: Path) -> None:
         axes.annotate(str(name), way[-1], fontsize=7, xytext=(4, 4), textcoords="offset points")
     figure.colorbar(shown, label="value set").solids.set_alpha(1)  # type: ignore[union-attr]
     axes.set(title="Real cells (grey) and generated ones along the sweep", xticks=[], yticks=[])
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_film(scene: Scene, path: Path) -> None:
     """A GIF: the generated cells at each point of the sweep in turn."""
+    from matplotlib.animation import FuncAnimation, PillowWriter
+
     project, real = _plane(scene)
     figure, axes = plt.subplots(figsize=(5, 4.5), layout="constrained")
     axes.scatter(real[:, 0], real[:, 1], s=4, color=_GREY, linewidths=0)
@@ -147,8 +144,3 @@ def _coloured(axes: Axes, places: NDArray[np.float32], column: pd.Series) -> Non
         x, y = places[groups == name].T
         axes.scatter(x, y, s=5, label=name, color=plt.get_cmap("tab20")(number % 20), linewidths=0)
     axes.set(xticks=[], yticks=[])
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

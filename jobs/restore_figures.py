@@ -7,19 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.patches import Rectangle
+
+from .plotting import plt, save
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from unicoord_atlas.restoration import LevelMeans, Restored
@@ -55,11 +50,13 @@ def _draw_cells(path: Path, names: Sequence[str], means: LevelMeans, clouds: Map
     for name, at in zip(names, zip(x, y, strict=True), strict=True):
         axes.annotate(name, at, xytext=(5, 5), textcoords="offset points", fontsize=8)
     axes.set(title="Restored cells (dots) and real levels (rings)", xticks=[], yticks=[])
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_levels(path: Path, names: Sequence[str], results: Mapping[int, Restored]) -> None:
     """PCC of each restored mean with every level's mean; the best is framed."""
+    from matplotlib.patches import Rectangle
+
     values = np.array([result.pcc_l for result in results.values()])
     figure, axes = plt.subplots(figsize=(1.6 + 0.6 * len(names), 1.4 + 0.45 * len(values)), layout="constrained")
     image = axes.imshow(values, cmap="viridis", aspect="auto")
@@ -69,7 +66,7 @@ def _draw_levels(path: Path, names: Sequence[str], results: Mapping[int, Restore
     axes.set_yticks(range(len(values)), [names[level] for level in results], fontsize=8)
     axes.set(title="PCC of restored means", xlabel="real level", ylabel="restored")
     figure.colorbar(image)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_scores(path: Path, names: Sequence[str], results: Mapping[int, Restored]) -> None:
@@ -85,9 +82,4 @@ def _draw_scores(path: Path, names: Sequence[str], results: Mapping[int, Restore
         axes.set(title=f"PCC of {'the mean' if kind == 'mean' else 'the difference from the other levels'}")
         axes.grid(axis="y", lw=0.3)
     both[0].legend(frameon=False, fontsize=8)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
