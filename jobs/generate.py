@@ -66,6 +66,10 @@ def run(options: GenerateOptions) -> dict[str, Any]:
     require_suffix(options.out)
     if (options.cells is None) == (not options.like):
         raise UsageError("generate: give either CELLS to start from, or --like LABEL=CLASS for new ones")
+    if options.cells is None and options.between is not None:
+        raise UsageError("--between: name the file of the two cells")
+    if options.cells is not None and options.num != 1:
+        raise UsageError("--num is for --like; of a file each cell is taken")
     reference = ReferenceModel.load(options.reference)
     with _start(options, reference) as start:
         parts = generate(reference, start.points, start.how, start.obs)

@@ -275,8 +275,14 @@ def test_cells_between_two_others_and_like_seeds_are_written(tmp_path):
     made = anndata.read_zarr(tmp_path / "like.zarr")
     assert made.obs["cell_type_generated"].tolist() == ["T"] * 9
     assert (made.X.data == np.rint(made.X.data)).all()
-    with pytest.raises(UsageError, match="either"):
-        generate.run(replace(like, cells=tmp_path / "cells.h5ad"))
+    for wrong, words in (
+        (replace(like, cells=tmp_path / "cells.h5ad"), "either"),
+        (replace(like, between=("cell9", "cell2")), "--between"),
+        (replace(options, num=5), "--num"),
+        (replace(options, out=tmp_path / "x.h5ad", steps=1), "--steps"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            generate.run(wrong)
 
 
 def test_a_growing_store_is_whole_over_several_shards(tmp_path, monkeypatch):

@@ -65,6 +65,9 @@ class LatentConfig(_Section):
     diffusion: Count = Field(0, description="the first so many unsupervised continuous ones")
     unsupervised_discrete: tuple[Size, ...] = Field((), description="their numbers of categories")
     temperature: Annotated[float, Field(gt=0)] = 0.67
+    decode_labels: bool = Field(
+        False, description="* while training the decoder gets known labels; false: what the encoder says of them"
+    )
     standardize: bool = Field(
         True, description="* continuous labels are learned standardized; values come back in their units"
     )
