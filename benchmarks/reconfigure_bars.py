@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,6 @@ def nearest(query: np.ndarray, cells: np.ndarray) -> np.ndarray:
     return (unit[0] @ unit[1].T).argmax(axis=1)
 
 
-def hidden(label: str) -> list[str]:
-    """Settings under which unsupervised dimensions do not tell a label."""
-    return ["loss.independence=100", f'loss.independent_of=["{label}"]']
+def movable(labels: list[str]) -> list[str]:
+    """Settings under which these coordinates, and no unsupervised dimension, tell these labels."""
+    return ["latent.decode_labels=true", "loss.independence=100", f"loss.independent_of={json.dumps(labels)}"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import anndata
 import numpy as np
-from reconfigure_bars import Bar, dense, hidden, quiet_fit, real
+from reconfigure_bars import Bar, dense, movable, quiet_fit, real
 
 from unicoord_atlas.coordinate_changes import Changes
 from unicoord_atlas.generate import Generation
@@ -34,7 +34,7 @@ def measure(data: Path, settings: list[str]) -> tuple[dict[str, object], list[Ba
 def _stimulate(cells: anndata.AnnData, settings: list[str]) -> tuple[dict[str, object], list[Bar]]:
     held_out = cells.obs["sample_id"].str.endswith(HELD_OUT).to_numpy()
     reference = quiet_fit(
-        cells[~held_out].copy(), ["cell_type", "group_id"], ["train.batch_size=64", *hidden("group_id"), *settings]
+        cells[~held_out].copy(), ["cell_type", "group_id"], ["train.batch_size=64", *movable(["group_id"]), *settings]
     )
     control = cells[held_out & (cells.obs["group_id"] == "ctrl").to_numpy()].copy()
     stimulated = cells[held_out & (cells.obs["group_id"] == "stim").to_numpy()].copy()
@@ -73,7 +73,9 @@ def _learned_change(reference: ReferenceModel, trained: anndata.AnnData) -> dict
 
 def _other_donor(cells: anndata.AnnData, settings: list[str]) -> float:
     """Share of control cells of donor 101 that, set to 107, are nearer to 107's mean of their type than to 101's."""
-    reference = quiet_fit(cells, ["cell_type", "sample_id"], ["train.batch_size=64", *hidden("sample_id"), *settings])
+    reference = quiet_fit(
+        cells, ["cell_type", "sample_id"], ["train.batch_size=64", *movable(["sample_id"]), *settings]
+    )
     source, target = (cells[cells.obs["sample_id"] == name].copy() for name in ("ctrl101", "ctrl107"))
     made = dense(reference, source, Generation(Changes({"sample_id": "ctrl107"}), min_value=0))
     own, other = real(reference, source), real(reference, target)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import anndata
 import numpy as np
-from reconfigure_bars import Bar, dense, hidden, nearest, quiet_fit, real, reconstructed
+from reconfigure_bars import Bar, dense, movable, nearest, quiet_fit, real, reconstructed
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -29,7 +29,7 @@ def measure(data: Path, settings: list[str]) -> tuple[dict[str, object], list[Ba
     cells = anndata.read_h5ad(data / NAME / f"{NAME}.h5ad")
     cells = cells[(cells.obs["demuxlet_cls"] == "SNG") & cells.obs["cell_type"].isin(LINES)].copy()
     cells.obs_names_make_unique()
-    reference = quiet_fit(cells, ["cell_type", "platform"], ["train.batch_size=64", *hidden("platform"), *settings])
+    reference = quiet_fit(cells, ["cell_type", "platform"], ["train.batch_size=64", *movable(["platform"]), *settings])
     line, is_target = cells.obs["cell_type"].to_numpy(str), (cells.obs["platform"] == TARGET).to_numpy()
     set_target = Changes({"platform": TARGET})
     expressed, before = real(reference, cells), reconstructed(reference, cells)

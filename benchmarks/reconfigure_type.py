@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import anndata
 import numpy as np
 import pandas as pd
-from reconfigure_bars import Bar, dense, hidden, nearest, quiet_fit, real, reconstructed
+from reconfigure_bars import Bar, dense, movable, nearest, quiet_fit, real, reconstructed
 
 from unicoord_atlas.coordinate_changes import Changes
 from unicoord_atlas.generate import Generation
@@ -33,7 +33,7 @@ def measure(data: Path, settings: list[str]) -> tuple[dict[str, object], list[Ba
     cells = cells[cells.obs["cell_type"].notna()].copy()
     cells.obs_names_make_unique()
     reference = quiet_fit(
-        cells, ["cell_type"], ["train.epochs=40", "train.batch_size=64", *hidden("cell_type"), *settings]
+        cells, ["cell_type"], ["train.epochs=40", "train.batch_size=64", *movable(["cell_type"]), *settings]
     )
     others = cells[~cells.obs["cell_type"].isin(T_CELLS)].copy()
     target = (cells.obs["cell_type"] == TARGET).to_numpy()
