@@ -27,8 +27,9 @@ def measure(data: Path, settings: list[str]) -> tuple[dict[str, object], list[Ba
     cells = anndata.read_h5ad(data / NAME / f"{NAME}.h5ad")
     cells.obs_names_make_unique()
     figures, bars = _stimulate(cells, settings)
-    nearer = _other_donor(cells, settings)
-    return figures | {"donor_nearer_to_target": nearer}, [*bars, Bar("donor_nearer_to_target", nearer, 0.9)]
+    nearer, apart = _other_donor(cells, settings)
+    figures |= {"donor_nearer_to_target": nearer, "donors_apart_over_halves_of_one_apart": apart}
+    return figures, [*bars, Bar("donor_nearer_to_target", nearer, 0.9)]
 
 
 def _stimulate(cells: anndata.AnnData, settings: list[str]) -> tuple[dict[str, object], list[Bar]]:
@@ -71,17 +72,27 @@ def _learned_change(reference: ReferenceModel, trained: anndata.AnnData) -> dict
     }
 
 
-def _other_donor(cells: anndata.AnnData, settings: list[str]) -> float:
-    """Share of control cells of donor 101 that, set to 107, are nearer to 107's mean of their type than to 101's."""
+def _other_donor(cells: anndata.AnnData, settings: list[str]) -> tuple[float, dict[str, float]]:
+    """Control cells of donor 101 set to 107.
+
+    Returns
+    -------
+    The share that is nearer to 107's mean of their type than to 101's; and for each type how far both donors' means are
+    apart, over how far two random parts of 101 are: near 1 there is no donor to be seen, only noise.
+    """
     reference = quiet_fit(
         cells, ["cell_type", "sample_id"], ["train.batch_size=64", *movable(["sample_id"]), *settings]
     )
     source, target = (cells[cells.obs["sample_id"] == name].copy() for name in ("ctrl101", "ctrl107"))
     made = dense(reference, source, Generation(Changes({"sample_id": "ctrl107"}), min_value=0))
     own, other = real(reference, source), real(reference, target)
-    nearer = []
+    nearer, apart, rng = [], {}, np.random.default_rng(0)
     for name in set(cells.obs["cell_type"]):
         of_source, of_target = ((part.obs["cell_type"] == name).to_numpy() for part in (source, target))
         towards, away = (pcc(made[of_source], mean) for mean in (other[of_target].mean(0), own[of_source].mean(0)))
         nearer.append(towards > away)
-    return float(np.concatenate(nearer).mean())
+        shuffled = rng.permutation(own[of_source])
+        part = min(int(of_target.sum()), len(shuffled) // 2)
+        halves = np.linalg.norm(shuffled[:part].mean(0) - shuffled[part:].mean(0))
+        apart[name] = float(np.linalg.norm(other[of_target].mean(0) - own[of_source].mean(0)) / halves)
+    return float(np.concatenate(nearer).mean()), apart
