@@ -71,4 +71,10 @@ def nearest(query: np.ndarray, cells: np.ndarray) -> np.ndarray:
 
 def movable(labels: list[str]) -> list[str]:
     """Settings under which these coordinates, and no unsupervised dimension, tell these labels."""
-    return ["latent.decode_labels=true", "loss.independence=100", f"loss.independent_of={json.dumps(labels)}"]
+    return [
+        "train.batch_size=64",
+        "train.learning_rate=2e-3",  # some thousand cells: the default would still be far from its end
+        "latent.decode_labels=true",
+        "loss.independence=100",
+        f"loss.independent_of={json.dumps(labels)}",
+    ]

@@ -34,9 +34,7 @@ def measure(data: Path, settings: list[str]) -> tuple[dict[str, object], list[Ba
 
 def _stimulate(cells: anndata.AnnData, settings: list[str]) -> tuple[dict[str, object], list[Bar]]:
     held_out = cells.obs["sample_id"].str.endswith(HELD_OUT).to_numpy()
-    reference = quiet_fit(
-        cells[~held_out].copy(), ["cell_type", "group_id"], ["train.batch_size=64", *movable(["group_id"]), *settings]
-    )
+    reference = quiet_fit(cells[~held_out].copy(), ["cell_type", "group_id"], [*movable(["group_id"]), *settings])
     control = cells[held_out & (cells.obs["group_id"] == "ctrl").to_numpy()].copy()
     stimulated = cells[held_out & (cells.obs["group_id"] == "stim").to_numpy()].copy()
     made = dense(reference, control, Generation(Changes({"group_id": "stim"}), min_value=0))
@@ -80,9 +78,7 @@ def _other_donor(cells: anndata.AnnData, settings: list[str]) -> tuple[float, di
     The share that is nearer to 107's mean of their type than to 101's; and for each type how far both donors' means are
     apart, over how far two random parts of 101 are: near 1 there is no donor to be seen, only noise.
     """
-    reference = quiet_fit(
-        cells, ["cell_type", "sample_id"], ["train.batch_size=64", *movable(["sample_id"]), *settings]
-    )
+    reference = quiet_fit(cells, ["cell_type", "sample_id"], [*movable(["sample_id"]), *settings])
     source, target = (cells[cells.obs["sample_id"] == name].copy() for name in ("ctrl101", "ctrl107"))
     made = dense(reference, source, Generation(Changes({"sample_id": "ctrl107"}), min_value=0))
     own, other = real(reference, source), real(reference, target)

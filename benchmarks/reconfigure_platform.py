@@ -29,7 +29,7 @@ def measure(data: Path, settings: list[str]) -> tuple[dict[str, object], list[Ba
     cells = anndata.read_h5ad(data / NAME / f"{NAME}.h5ad")
     cells = cells[(cells.obs["demuxlet_cls"] == "SNG") & cells.obs["cell_type"].isin(LINES)].copy()
     cells.obs_names_make_unique()
-    reference = quiet_fit(cells, ["cell_type", "platform"], ["train.batch_size=64", *movable(["platform"]), *settings])
+    reference = quiet_fit(cells, ["cell_type", "platform"], [*movable(["platform"]), *settings])
     line, is_target = cells.obs["cell_type"].to_numpy(str), (cells.obs["platform"] == TARGET).to_numpy()
     set_target = Changes({"platform": TARGET})
     expressed, before = real(reference, cells), reconstructed(reference, cells)

@@ -21,7 +21,7 @@ PROPORTIONS = ["H2228_prop", "H1975_prop", "HCC827_prop"]
 def measure_worm(data: Path, folder: Path, settings: list[str], quick: bool) -> tuple[dict[str, object], list[Bar]]:
     """Six inner bins of embryo time."""
     inner = ["270-330", "330-390", "390-450", "450-510", "510-580", "580-650"][: 2 if quick else None]
-    config = RunConfig.load(None, ["train.batch_size=64", *movable(["embryo.time"]), *settings])
+    config = RunConfig.load(None, [*movable(["embryo.time"]), *settings])
     left_out = _restored(data, folder, WORM, config, (["embryo.time"], "embryo.time.bin", ",".join(inner)))
     own = sum(scores["nearest"] == name for name, scores in left_out.items())
     beyond = sum(scores["restored"]["mean"] >= scores["interpolation"]["mean"] for scores in left_out.values())
@@ -34,9 +34,7 @@ def measure_worm(data: Path, folder: Path, settings: list[str], quick: bool) -> 
 
 def measure_mix(data: Path, folder: Path, settings: list[str], quick: bool) -> tuple[dict[str, object], list[Bar]]:
     """Mixtures inside the triangle of three cell lines; of the corners there is no interpolation."""
-    config = RunConfig.load(
-        None, ['latent.discrete=["platform"]', "train.batch_size=64", *movable(PROPORTIONS), *settings]
-    )
+    config = RunConfig.load(None, ['latent.discrete=["platform"]', *movable(PROPORTIONS), *settings])
     left_out = _restored(data, folder, MIX, config, (PROPORTIONS, "mix", "7" if quick else "each"))
     behind = [
         scores["interpolation"]["mean"] - scores["restored"]["mean"]

@@ -32,9 +32,7 @@ def measure(data: Path, settings: list[str]) -> tuple[dict[str, object], list[Ba
     )
     cells = cells[cells.obs["cell_type"].notna()].copy()
     cells.obs_names_make_unique()
-    reference = quiet_fit(
-        cells, ["cell_type"], ["train.epochs=40", "train.batch_size=64", *movable(["cell_type"]), *settings]
-    )
+    reference = quiet_fit(cells, ["cell_type"], ["train.epochs=40", *movable(["cell_type"]), *settings])
     others = cells[~cells.obs["cell_type"].isin(T_CELLS)].copy()
     target = (cells.obs["cell_type"] == TARGET).to_numpy()
     expressed, before = real(reference, cells), reconstructed(reference, others)
