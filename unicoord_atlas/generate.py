@@ -181,6 +181,10 @@ def _on_sweeps(
     return replace(points, discrete=tuple(discrete), mean=mean, variance=variance)
 
 
-def mode_latents(model: JointVAE, encoded: Encoded) -> NDArray[np.float32]:
-    """(n, w) decoder inputs of the cells as they are: arg-max categories one-hot, and means."""
-    return encoded_points(encoded, np.zeros(len(encoded.rows), np.float32)).decoder_input(model)
+def mode_latents(model: JointVAE, encoded: Encoded, codes: Mapping[str, int] | None = None) -> NDArray[np.float32]:
+    """(n, w) decoder inputs: arg-max categories one-hot, or the one that `codes` names, and means."""
+    points = encoded_points(encoded, np.zeros(len(encoded.rows), np.float32))
+    for latent, weights in zip(model.spec.latent.discrete, points.discrete, strict=True):
+        if codes and latent.name in codes:
+            weights[:] = np.eye(latent.num_categories, dtype=np.float32)[codes[latent.name]]
+    return points.decoder_input(model)

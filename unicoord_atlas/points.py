@@ -13,7 +13,7 @@ import torch
 
 from unicoord_atlas.model.noise import Noise, Purpose
 
-from .encode import encode_batches, own_units
+from .encode import FrozenEncoder, own_units
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -74,10 +74,11 @@ def encoded_points(encoded: Encoded, size_factors: NDArray[np.float32]) -> Point
 
 def encode_points(model: JointVAE, batches: Iterable[MiniBatch], device: torch.device) -> Iterator[Points]:
     """Minibatches to points; cells that pad a batch are left out."""
+    encoder = FrozenEncoder(model)
     for batch in batches:
-        real = batch.weights_n.numpy() > 0
-        for encoded in encode_batches(model, [batch], device):
-            yield encoded_points(encoded, batch.size_factors_n.numpy()[real])
+        on_device, real = batch.to(device), batch.weights_n.numpy() > 0
+        encoded = encoder.encode(on_device, model.normalized(on_device))
+        yield encoded_points(encoded, batch.size_factors_n.numpy()[real])
 
 
 def between(first: Points, last: Points, num_points: int) -> Points:
