@@ -55,7 +55,7 @@ def random_reference(num_seeds: int = 40) -> ReferenceModel:
         ),
         AtlasSchema(gene_key="symbol", genes=tuple(f"G{i}" for i in range(NUM_GENES)), labels=labels),
         Normalization(zeros > 0, zeros + 1 / NUM_GENES, zeros, zeros),
-        _seeds(num_seeds) if num_seeds else None,
+        seeds=_seeds(num_seeds) if num_seeds else None,
     )
 
 

@@ -121,7 +121,7 @@ def test_a_reconstruction_is_the_decoded_mode():
     with torch.no_grad():
         posterior = REFERENCE.model.encode(REFERENCE.model.normalized(batch))
         expected = REFERENCE.model.decode(posterior.mode()).numpy()
-    np.testing.assert_allclose(made.X.toarray(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(made.X.toarray(), expected, rtol=1e-3)  # the encoder's first layer is in float16
 
 
 def test_a_sweep_has_every_point_of_every_cell():
