@@ -13,10 +13,13 @@ import typer
 
 from unicoord_atlas.errors import AlreadyDone, UnicoordError, UsageError
 
-from .command_line import Json, Out, finish, listed, pairs
+from .command_line import Json, Out, finish, listed
 from .evaluate_command import EvaluateGroup, add_mapped
 from .gene_set_command import add_gene_set_commands
+from .figure_command import add_figure
+from .generate_command import add_generate
 from .reference_command import add_reference_commands
+from .restore_command import add_restore
 
 _TYPER_USAGE = 2
 
@@ -286,29 +289,9 @@ evaluate = typer.Typer(
 )
 app.add_typer(evaluate, name="evaluate")
 add_mapped(evaluate)
-
-
-@app.command()
-def generate(
-    cells: Annotated[Path, typer.Argument(help="Cells to start from: .h5ad, 10x .h5, .zarr.")],
-    reference: Annotated[Path, typer.Option(help="A reference directory.")],
-    out: Out,
-    set_label: Annotated[
-        list[str] | None, typer.Option(help="Set a discrete coordinate.", metavar='cell_type="CD8 T"')
-    ] = None,
-    set_value: Annotated[
-        list[str] | None, typer.Option(help="Set a continuous coordinate.", metavar="time=300")
-    ] = None,
-    layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Reconfigure cells: set coordinates, decode, and write what the model makes of them, log-normalized."""
-    from . import generate as job
-
-    options = job.GenerateOptions(
-        cells, reference, out, pairs(set_label, "--set-label"), pairs(set_value, "--set-value"), layer
-    )
-    finish(job.run(options), as_json)
+add_restore(evaluate)
+add_generate(app)
+add_figure(app)
 
 
 @app.command()

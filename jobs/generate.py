@@ -1,83 +1,135 @@
-"""generate: cells with some of their coordinates changed."""
+"""generate: cells with coordinates changed, new cells, or cells between two others, streamed to a file."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import anndata
-import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from tqdm import tqdm
 
-from unicoord_atlas.encode import encode_batches
-from unicoord_atlas.errors import UsageError
-from unicoord_atlas.generate import decode_rows, mode_latents, resolve_settings
+from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.generate import Generation, generate
+from unicoord_atlas.generated import BATCH, GeneratedObs, also_like, provenance
+from unicoord_atlas.loaders.growing_writer import growing_writer
+from unicoord_atlas.loaders.picked_rows import PickedRows
+from unicoord_atlas.loaders.prefetch import computed_ahead
 from unicoord_atlas.loaders.sources import open_source
+from unicoord_atlas.points import between, encode_points
 from unicoord_atlas.query import QueryBatches
 from unicoord_atlas.reference import ReferenceModel
+from unicoord_atlas.seeds import choose_seeds
 
 from .map_query import require_cells, require_suffix
-from .write_coordinates import write_output
+from .workdir import finished_directory, finished_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-MIN_VALUE = 0.01
-"""Smaller generated values are dropped: they are what a ReLU leaves of nothing."""
+    from unicoord_atlas.loaders.sources import FileSource
+    from unicoord_atlas.points import Points
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
     """What `unicoord-atlas generate` is asked to do."""
 
-    cells: Path
+    cells: Path | None
     reference: Path
     out: Path
-    labels: Mapping[str, str] = field(default_factory=dict)
-    values: Mapping[str, str] = field(default_factory=dict)
+    how: Generation
+    like: Mapping[str, str] = field(default_factory=dict)
+    num: int = 1
+    between: tuple[str, str] | None = None
+    """Names of two cells of the file."""
+    steps: int = 11
     layer: str | None = None
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where generation starts from."""
+
+    points: Iterable[Points]
+    obs: pd.DataFrame
+    facts: Mapping[str, Any]
+    """For the provenance."""
+    how: Generation
+
+
 def run(options: GenerateOptions) -> dict[str, Any]:
-    """Encode, set coordinates, decode; X holds log-normalized values."""
+    """Encode or take seeds, change coordinates, decode, write; memory is that of the tables."""
     require_suffix(options.out)
+    if (options.cells is None) == (not options.like):
+        raise UsageError("generate: give either CELLS to start from, or --like LABEL=CLASS for new ones")
+    if options.cells is None and options.between is not None:
+        raise UsageError("--between: name the file of the two cells")
+    if options.cells is not None and options.num != 1:
+        raise UsageError("--num is for --like; of a file each cell is taken")
     reference = ReferenceModel.load(options.reference)
-    codes, values = resolve_settings(reference, options.labels, _numbers(options.values))
-    rows = []
+    with _start(options, reference) as start:
+        parts = generate(reference, start.points, start.how, start.obs)
+        facts = {"reference": options.reference.name, **start.facts}
+        inputs = [path for path in (options.cells, options.reference) if path]
+        uns = provenance(start.how, facts)
+        with (
+            _output(options.out, inputs, uns) as partial,
+            growing_writer(partial, len(reference.own_genes)) as writer,
+            tqdm(desc="generate", unit="cell", unit_scale=True, disable=not sys.stderr.isatty()) as bar,
+        ):
+            collected = GeneratedObs(reference)
+            for part in computed_ahead(parts):
+                writer.append(part.block)
+                collected.add(part)
+                bar.update(len(part.rows))
+            obs = collected.table(start.obs)
+            writer.finish(obs, pd.DataFrame(index=list(reference.own_genes)), {"unicoord": uns})
+    return {"generated": str(options.out), "cells": len(obs), "genes": len(reference.own_genes)}
+
+
+def _output(out: Path, inputs: list[Path], settings: Mapping[str, Any]) -> AbstractContextManager[Path]:
+    return finished_directory(out, inputs, settings) if out.suffix == ".zarr" else finished_file(out)
+
+
+@contextmanager
+def _start(options: GenerateOptions, reference: ReferenceModel) -> Iterator[Start]:
+    """Points of seeds, of two cells, or of all cells of a file, which is open meanwhile."""
+    if options.cells is None:
+        points, obs = choose_seeds(reference, options.like, options.num, options.how.seed)
+        yield Start([points], obs, {"like": dict(options.like)}, also_like(options.how, options.like))
+        return
     with open_source(options.cells, options.layer) as source:
         require_cells(source.n_obs, options.cells)
-        batches = QueryBatches(source, reference.schema, reference.normalization, batch_size=256)
-        bar = tqdm(total=len(batches), desc="generate", unit="cell", unit_scale=True, disable=not sys.stderr.isatty())
-        for encoded in encode_batches(reference.model, batches, reference.device):
-            decoded = decode_rows(reference.model, mode_latents(reference.model, encoded, codes, values))
-            rows.append(sp.csr_matrix(np.where(decoded >= MIN_VALUE, decoded, 0)))
-            bar.update(len(encoded.rows))
-        bar.close()
-        obs = source.obs
-    for name, category in options.labels.items():
-        obs[f"{name}_generated"] = pd.Categorical([category] * len(obs))
-    for name, value in values.items():
-        obs[f"{name}_generated"] = value
-    provenance = {"reference": options.reference.name, "set_label": dict(options.labels), "set_value": values}
-    adata = anndata.AnnData(
-        sp.vstack(rows, format="csr"),
-        obs=obs,
-        var=pd.DataFrame(index=list(reference.own_genes)),
-        uns={"unicoord": provenance},
+        if options.between is not None:
+            yield _start_between(options, reference, source)
+            return
+        batches = QueryBatches(source, reference.schema, reference.normalization, batch_size=BATCH)
+        facts = {"cells": options.cells.name, "profile_share": batches.coverage.profile_share}
+        yield Start(encode_points(reference.model, batches, reference.device), source.obs, facts, options.how)
+
+
+def _start_between(options: GenerateOptions, reference: ReferenceModel, source: FileSource) -> Start:
+    """Points on the way from one cell of the file to another."""
+    assert options.between is not None
+    if options.steps < 2:
+        raise UsageError(f"--steps {options.steps}: two cells are two steps already")
+    names = source.obs.index
+    unknown = [name for name in options.between if name not in names]
+    if unknown:
+        raise DataError(f"{source.path}: has no cell {unknown[0]!r}; its first is {names[0]!r}")
+    picked = PickedRows(source, [int((names == name).argmax()) for name in options.between])
+    batches = QueryBatches(picked, reference.schema, reference.normalization)
+    (both,) = encode_points(reference.model, batches, reference.device)
+    index = [f"between-{number}" for number in range(options.steps)]
+    obs = pd.DataFrame({"share": [number / (options.steps - 1) for number in range(options.steps)]}, index=index)
+    facts = {"cells": source.path.name, "between": list(options.between)}
+    return Start(
+        [between(both.take(both.rows[:1]), both.take(both.rows[1:]), options.steps)],
+        obs,
+        facts,
+        replace(options.how, reconstruct=True),
     )
-    write_output(adata, options.out, [options.cells, options.reference])
-    return {"generated": str(options.out), "cells": adata.n_obs, "genes": adata.n_vars}
-
-
-def _numbers(values: Mapping[str, str]) -> dict[str, float]:
-    numbers = {}
-    for name, text in values.items():
-        try:
-            numbers[name] = float(text)
-        except ValueError:
-            raise UsageError(f"--set-value {name}={text}: {text!r} is no number") from None
-    return numbers

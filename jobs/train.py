@@ -22,7 +22,9 @@ from unicoord_atlas.loaders.plan import ALONE, Partition
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
+from unicoord_atlas.points import encode_points
 from unicoord_atlas.reference import ReferenceModel
+from unicoord_atlas.seeds import Seeds, seed_rows
 from unicoord_atlas.training.allocator import keep_freed_memory
 from unicoord_atlas.training.assembly import build_model, build_objective, num_epochs, own_genes, profile_of
 from unicoord_atlas.training.checkpoint import Progress, load_best, pointed, read_json, write_json
@@ -223,6 +225,9 @@ def _finish(options: TrainOptions, store: CellStore, prepared: Preparation, run:
         sampled,
         _in_order(store, prepared, reference_rows(prepared, options.config.latent.technical)),
     )
+    rows = seed_rows(prepared.training_rows, prepared.columns.codes, options.config.train.seed)
+    points = encode_points(run.model, _in_order(store, prepared, rows), run.accelerator.device)
+    reference.seeds = Seeds.of(points, prepared.columns)
     folder = options.out / "model"
     shutil.rmtree(folder, ignore_errors=True)
     with finished_directory(folder, [Path(store.uri)], options.config.model_dump(mode="json")) as partial:

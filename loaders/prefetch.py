@@ -1,4 +1,4 @@
-"""Reading windows ahead: in a thread, into two buffers that take turns, or in processes."""
+"""Reading windows ahead: in a thread, into two buffers that take turns, or in processes; and computing ahead."""
 
 from __future__ import annotations
 
@@ -30,6 +30,16 @@ def read_ahead(tasks: Iterable[Task], read: Callable[[Task, CsrBuffer], Result])
                 yield done.result()
         if pending is not None:
             yield pending.result()
+
+
+def computed_ahead(items: Iterable[Result]) -> Iterator[Result]:
+    """The items, the next one being computed in a thread while the caller works on this one."""
+    end, iterator = object(), iter(items)
+    with ThreadPoolExecutor(1, "compute-ahead") as thread:
+        pending = thread.submit(next, iterator, end)
+        while (item := pending.result()) is not end:
+            pending = thread.submit(next, iterator, end)
+            yield item  # type: ignore[misc]
 
 
 def read_in_workers(

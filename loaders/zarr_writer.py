@@ -11,7 +11,7 @@ import secrets
 import warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import anndata
 import numpy as np
@@ -25,6 +25,7 @@ from . import zarr_layout as names
 from .shard_file import MISSING, encode_index, read_index
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from .zarr_layout import MatrixLayout
 
-_EMPTY = ("obsm", "obsp", "varm", "varp", "layers")
+EMPTY = ("obsm", "obsp", "varm", "varp", "layers")
 
 
 class AtlasWriter:
@@ -67,8 +68,8 @@ class AtlasWriter:
         )
         self.next_row, self.stop_row = names.rows_of_entries(layout.indptr, self._next_entry, self._stop_entry)
         self._pool = ThreadPoolExecutor(threads)
-        self._data = _ShardStream(out / names.DATA, layout, layout.data_dtype, first_shard, self._pool, threads)
-        self._indices = _ShardStream(out / names.INDICES, layout, layout.index_dtype, first_shard, self._pool, threads)
+        self._data = ShardStream(out / names.DATA, layout, layout.data_dtype, first_shard, self._pool, threads)
+        self._indices = ShardStream(out / names.INDICES, layout, layout.index_dtype, first_shard, self._pool, threads)
 
     def write(self, block: CsrBlock) -> None:
         """Append a block of consecutive rows, the first of which is `next_row`; rows past `stop_row` are left out."""
@@ -109,7 +110,7 @@ class AtlasWriter:
             self._indices.abandon()
 
 
-class _ShardStream:
+class ShardStream:
     """The entries of one array, cut into inner chunks, encoded in the pool, appended to shard files in order."""
 
     def __init__(
@@ -277,9 +278,13 @@ def finish_store(
     facts = {name.removesuffix("_g"): getattr(normalization, name) for name in normalization.__dataclass_fields__}
     # As an array of one text: zarr takes 500 bytes of memory a character to write a scalar one.
     uns = {names.UNS: {names.SCHEMA: np.array([schema.to_json()], object), names.NORMALIZATION: facts}}
-    root = zarr.open_group(out, mode="a", zarr_format=3)
+    write_tables(zarr.open_group(out, mode="a", zarr_format=3), {"obs": obs, "var": var, "uns": uns})
+
+
+def write_tables(root: zarr.Group, tables: Mapping[str, Any]) -> None:
+    """Write obs, var and uns beside X, the empty rest of an AnnData, and consolidate the metadata."""
     with anndata.settings.override(auto_shard_zarr_v3=False), warnings.catch_warnings():
-        for key, element in {"obs": obs, "var": var, "uns": uns, **{key: {} for key in _EMPTY}}.items():
+        for key, element in {**tables, **{key: {} for key in EMPTY}}.items():
             anndata.io.write_elem(root, key, element)
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")  # anndata writes it likewise
         warnings.filterwarnings("ignore", "Object at .* is not recognized")  # the job's own files lie beside the groups

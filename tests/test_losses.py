@@ -8,8 +8,10 @@ from torch.distributions import Categorical, Normal, kl_divergence
 
 from unicoord_atlas.batch import MiniBatch
 from unicoord_atlas.config import LossConfig, ModelConfig
+from unicoord_atlas.errors import ConfigError
 from unicoord_atlas.hierarchy import Hierarchy
 from unicoord_atlas.losses.elbo import capacity_weight_step, categorical_kl, clustering, gaussian_kl
+from unicoord_atlas.losses.independence import distance_correlation, independence, labels_to_hide
 from unicoord_atlas.losses.objective import LabelFacts, Objective
 from unicoord_atlas.losses.supervised import class_weights, classification, hierarchical, regression
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
@@ -107,7 +109,7 @@ def _labelled_batch() -> MiniBatch:
 
 
 def test_objective_is_the_weighted_sum_of_its_formulas():
-    objective, model = _objective(LossConfig(beta=0.3, beta_warmup_steps=10, class_weights="sqrt"))
+    objective, model = _objective(LossConfig(beta=0.3, classification=100, beta_warmup_steps=10, class_weights="sqrt"))
     batch = _labelled_batch()
     output, p = model(batch), model(batch).posterior
     result = objective(output, batch, step=4)
@@ -153,3 +155,66 @@ def test_padding_weighs_nothing():
     real = minibatch(counts[:40], batch.codes_nl.numpy()[:40], batch.values_nc.numpy()[:40])
     for name, value in objective(model(padded), padded, 0).terms.items():
         torch.testing.assert_close(value, objective(model(real), real, 0).terms[name], msg=name)
+
+
+def _slow_distance_correlation(z, y):
+    """Székely & Rizzo 2014, equations 3.1 to 3.3, entry by entry."""
+
+    def centred(x):
+        n = len(x)
+        a = np.array([[np.sqrt(((p - q) ** 2).sum() + (1e-4 if x is z else 0)) for q in x] for p in x])
+        u = np.zeros((n, n))
+        for i in range(n):
+            for j in range(n):
+                if i != j:
+                    u[i, j] = a[i, j] - a[i].sum() / (n - 2) - a[:, j].sum() / (n - 2) + a.sum() / ((n - 1) * (n - 2))
+        return u
+
+    a, b = centred(z), centred(y)
+    return (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
+
+
+def test_independence_is_the_distance_correlation():
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(12, 3)), rng.normal(size=(12, 1))
+    apart = torch.from_numpy(np.abs(y - y.T))
+    found = distance_correlation(torch.from_numpy(z), apart, torch.zeros(12))
+    assert float(found) == pytest.approx(_slow_distance_correlation(z, y), rel=1e-6)
+
+
+def test_independence_is_0_for_a_label_that_only_follows_the_stratum_and_1_for_one_that_is_the_place():
+    rng = np.random.default_rng(0)
+    stratum = np.repeat([0, 1], 200)
+    label = (rng.random(400) < np.where(stratum == 0, 0.2, 0.8)).astype(float)
+    apart = torch.from_numpy((label[:, None] != label).astype(float))
+    z = torch.from_numpy(rng.normal(size=(400, 2)) + 4 * stratum[:, None])
+    assert abs(float(distance_correlation(z, apart, torch.from_numpy(stratum)))) < 0.02
+    assert float(distance_correlation(z, apart, torch.zeros(400))) > 0.2
+    told = torch.from_numpy(5 * label[:, None])
+    assert float(distance_correlation(told, apart, torch.from_numpy(stratum))) == pytest.approx(1, abs=1e-3)
+    assert float(distance_correlation(z[:3], apart[:3, :3], torch.zeros(3))) == 0
+
+
+def test_independence_looks_at_labelled_cells_and_names_what_it_may_hide():
+    latent = LatentSpec(
+        discrete=(DiscreteLatent(name="type", num_categories=2), DiscreteLatent(name="platform", num_categories=2)),
+        continuous=(ContinuousLatent(name="time"), ContinuousLatent(name="u", supervised=False)),
+    )
+    (told,) = labels_to_hide(["platform"], latent)
+    assert (told.column, told.is_value, told.within) == (1, False, (0,))
+    (value,) = labels_to_hide(["time"], latent)
+    assert (value.column, value.is_value, value.within) == (0, True, (0, 1))
+    for names in ([], ["organ"]):
+        with pytest.raises(ConfigError, match="type, platform, time"):
+            labels_to_hide(names, latent)
+    rng = np.random.default_rng(0)
+    codes = np.stack([np.arange(40) % 2, rng.integers(0, 2, 40)], axis=1)
+    z = torch.from_numpy(rng.normal(size=(40, 1)).astype(np.float32)).requires_grad_()
+    whole = independence(z, minibatch(np.ones((40, 3)), codes), [told])
+    whole.backward()
+    assert torch.isfinite(z.grad).all()
+    assert z.grad.abs().sum() > 0
+    more = np.concatenate([codes, [[-1, 1], [0, -1]]])
+    padded = torch.cat([z, z.new_full((2, 1), 99.0)])
+    again = independence(padded.detach(), minibatch(np.ones((42, 3)), more), [told])
+    torch.testing.assert_close(again, whole.detach())

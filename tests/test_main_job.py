@@ -15,7 +15,9 @@ import scipy.sparse as sp
 from cells import counts_of_types
 
 from unicoord_atlas.config import RunConfig
+from unicoord_atlas.coordinate_changes import Changes
 from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.generate import Generation
 from unicoord_atlas.jobs import build_graph, export_latents, export_reference, generate, ingest, map_query, train
 from unicoord_atlas.jobs.demo import recover_counts
 from unicoord_atlas.reference import ReferenceModel
@@ -219,7 +221,8 @@ def test_generate_sets_the_coordinates_it_is_told(folder, tmp_path, more, less, 
     made = []
     for number, (labels, values) in enumerate((more, less)):
         out = tmp_path / f"{number}.h5ad"
-        generate.run(generate.GenerateOptions(folder / "query.h5ad", folder / "reference", out, labels, values))
+        how = Generation(Changes(labels, values))
+        generate.run(generate.GenerateOptions(folder / "query.h5ad", folder / "reference", out, how))
         made.append(anndata.read_h5ad(out))
     levels = [np.asarray(adata[:, genes].X.mean(axis=1)) for adata in made]
     assert (levels[0] > levels[1]).mean() > 0.95
@@ -234,11 +237,10 @@ def test_generate_lists_what_can_be_set(folder, tmp_path):
         ({}, {"day": "1"}, "time"),
         ({}, {"time": "soon"}, "soon"),
     ):
+        how = Generation(Changes(labels, values))
         with pytest.raises(UsageError, match=words):
             generate.run(
-                generate.GenerateOptions(
-                    folder / "query.h5ad", folder / "reference", tmp_path / "x.h5ad", labels, values
-                )
+                generate.GenerateOptions(folder / "query.h5ad", folder / "reference", tmp_path / "x.h5ad", how)
             )
     assert not (tmp_path / "x.h5ad").exists()
 

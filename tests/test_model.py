@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from cells import counts_of_types, minibatch, sparse_rows
 from unicoord_atlas.config import ModelConfig
 from unicoord_atlas.model.fused_decode import DecodeOptions, Target, fused_decode_error, partly_measured
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
-from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec, Posterior, one_hot
+from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec, Posterior, one_hot, with_labels
 from unicoord_atlas.model.noise import Noise, Purpose, to_uniform
 from unicoord_atlas.model.sparse_input import GeneOrder, SparseLinear
 from unicoord_atlas.normalization import log_normalize
@@ -294,3 +296,19 @@ def test_samples_approach_the_posterior():
 
 def test_one_hot_is_exact():
     assert one_hot(torch.tensor([2, 0]), torch.zeros(2, 3)).tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+def test_the_decoder_gets_known_labels_and_else_what_the_encoder_says():
+    spec = LatentSpec(
+        discrete=(
+            DiscreteLatent(name="type", num_categories=3),
+            DiscreteLatent(name="free", num_categories=2, supervised=False),
+        ),
+        continuous=(ContinuousLatent(name="time", offset=5, scale=2), ContinuousLatent(name="u", supervised=False)),
+    )
+    said = torch.arange(14.0).reshape(2, 7) / 100
+    given = with_labels(said, torch.tensor([[2], [-1]]), torch.tensor([[math.nan], [9.0]]), spec)
+    expected = said.clone()
+    expected[0, :3] = torch.tensor([0.0, 0.0, 1.0])
+    expected[1, 5] = 2.0
+    torch.testing.assert_close(given, expected)

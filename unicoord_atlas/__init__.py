@@ -1,6 +1,6 @@
 """Learn a coordinate system of cells from whole atlases.
 
-    from unicoord_atlas import JointVAE, ReferenceModel, AtlasSchema, RunConfig, fit
+    from unicoord_atlas import Changes, Generation, JointVAE, ReferenceModel, AtlasSchema, RunConfig, fit
 
 Each name is imported when it is first used.
 """
@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from unicoord_atlas.model.joint_vae import JointVAE
 
     from .config import RunConfig
+    from .coordinate_changes import Changes
+    from .generate import Generation
     from .reference import ReferenceModel
     from .schema import AtlasSchema
 
-__all__ = ["AtlasSchema", "JointVAE", "ReferenceModel", "RunConfig", "__version__", "fit"]
+__all__ = ["AtlasSchema", "Changes", "Generation", "JointVAE", "ReferenceModel", "RunConfig", "__version__", "fit"]
 
 _HOMES = {
     "AtlasSchema": "schema",
+    "Changes": "coordinate_changes",
+    "Generation": "generate",
     "JointVAE": "model.joint_vae",
     "ReferenceModel": "reference",
     "RunConfig": "config",

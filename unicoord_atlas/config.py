@@ -40,6 +40,9 @@ class DataConfig(_Section):
     min_cells: Count = Field(20, description="classes with fewer labelled training cells are folded into 'other'")
     validation_fraction: Share = Field(0.1, description="by a seeded hash of obs_names; stored in the run")
     validation_by: str = Field("", description="an obs column: whole values (donors) are held out")
+    exclude: tuple[str, ...] = Field(
+        (), description='cells neither trained on nor validated: ["time=3.5", "organ=lung"]'
+    )
     mask_unmeasured: bool = Field(True, description="* a gene that a cell's source did not measure is no zero")
 
 
@@ -62,6 +65,9 @@ class LatentConfig(_Section):
     diffusion: Count = Field(0, description="the first so many unsupervised continuous ones")
     unsupervised_discrete: tuple[Size, ...] = Field((), description="their numbers of categories")
     temperature: Annotated[float, Field(gt=0)] = 0.67
+    decode_labels: bool = Field(
+        False, description="* while training the decoder gets known labels; false: what the encoder says of them"
+    )
     standardize: bool = Field(
         True, description="* continuous labels are learned standardized; values come back in their units"
     )
@@ -87,6 +93,10 @@ class LossConfig(_Section):
     )
     diffusion_live: Size = Field(4, description="neighbours of each that are encoded with gradient, others remembered")
     clustering: Weight = 0.0
+    independence: Weight = Field(
+        0.0, description="* 100 where cells are to be moved: unsupervised dimensions then do not tell independent_of"
+    )
+    independent_of: tuple[str, ...] = Field((), description='supervised labels: ["platform"]')
     class_weights: Literal["none", "sqrt", "balanced"] = Field("none", description="none | sqrt | balanced")
     per_gene: bool = Field(False, description="released: the total is divided by the number of genes")
 

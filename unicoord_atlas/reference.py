@@ -5,6 +5,7 @@
     schema.json                 genes of the atlas and what each source measured
     normalization.safetensors   the atlas's frozen normalization
     novelty.safetensors         reference cells, and how strange validation cells are (version 2, if there were any)
+    seeds.safetensors           where training cells are, to generate others like them; may be left out
     README.md                   model card
 
 Shapes: n cells, g genes, d continuous dimensions, k categories.
@@ -35,15 +36,17 @@ from .model_card import model_card
 from .novelty import Novelty, cell_errors, strangeness
 from .reference_files import load_normalization, read_checked, read_text, save_normalization
 from .schema import AtlasSchema, LabelColumn
+from .seeds import SEEDS, Seeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     import anndata
     from numpy.typing import NDArray
     from torch import Tensor
 
     from .batch import MiniBatch, SparseRows
+    from .generate import Generation
     from .normalization import Normalization
 
 NOVELTY = "novelty.safetensors"
@@ -105,9 +108,10 @@ class ReferenceModel:
         schema: AtlasSchema,
         normalization: Normalization,
         novelty: Novelty | None = None,
+        seeds: Seeds | None = None,
     ) -> None:
         self.model, self.config, self.schema, self.normalization = model, config, schema, normalization
-        self.novelty = novelty
+        self.novelty, self.seeds = novelty, seeds
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> ReferenceModel:
@@ -119,8 +123,9 @@ class ReferenceModel:
         load_weights(folder, model, torch.device("cpu"))
         novelty = Novelty.load(folder / NOVELTY) if (folder / NOVELTY).exists() else None
         normalization = load_normalization(folder / "normalization.safetensors")
+        seeds = Seeds.load(folder / SEEDS) if (folder / SEEDS).exists() else None
         _require_fit(folder, config, schema, normalization)
-        return cls(model.to(device).eval(), config, schema, normalization, novelty)
+        return cls(model.to(device).eval(), config, schema, normalization, novelty, seeds)
 
     def save(self, folder: Path) -> None:
         """Write all files into an existing directory."""
@@ -129,6 +134,8 @@ class ReferenceModel:
         (folder / "config.json").write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (folder / "schema.json").write_text(self.schema.to_json() + "\n", encoding="utf-8")
         save_normalization(folder / "normalization.safetensors", self.normalization)
+        if self.seeds is not None:
+            self.seeds.save(folder / SEEDS)
         (folder / "README.md").write_text(model_card(self), encoding="utf-8")
         if self.novelty is not None:
             self.novelty.save(folder / NOVELTY)
@@ -236,6 +243,34 @@ class ReferenceModel:
             measured_g=batches.measured_g,
             consistent=consistent,
         )
+
+    def generate(
+        self,
+        adata: anndata.AnnData | None = None,
+        how: Generation | None = None,
+        *,
+        like: Mapping[str, str] | None = None,
+        num: int = 1,
+        layer: str | None = None,
+    ) -> anndata.AnnData:
+        """Generate cells: those of an AnnData with some coordinates changed, or new ones.
+
+        Parameters
+        ----------
+        adata
+            Cells with raw counts in X or in a layer, to start from.
+        how
+            What is changed and how cells are drawn: ``Generation(Changes(labels={"cell_type": "B"}))``.
+        like, num
+            Without `adata`: so many cells with these labels, from the reference's seeds.
+
+        Returns
+        -------
+        A new AnnData: see `generated.generate_anndata`.
+        """
+        from .generated import generate_anndata
+
+        return generate_anndata(self, adata, how, like or {}, num, layer)
 
     def bio(self, encoded: Encoded, probabilities: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """(n, b): standardized continuous dimensions and roots of label probabilities, but for technical ones."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .elbo import capacity_weight_step, categorical_kl, clustering, gaussian_kl
+from .independence import independence, labels_to_hide
 from .supervised import class_weights, classification, hierarchical, regression
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Objective:
         self.hierarchies = [
             (position[h.child], position[h.parent], torch.from_numpy(h.parents_kp).to(device)) for h in hierarchies
         ]
+        self.hidden = labels_to_hide(config.independent_of, spec) if config.independence > 0 else ()
         self.offset_c = torch.tensor([c.offset for c in spec.continuous if c.supervised], device=device)
         self.scale_c = torch.tensor([c.scale for c in spec.continuous if c.supervised], device=device)
 
@@ -97,6 +99,9 @@ class Objective:
             terms["hierarchical"] = config.hierarchical * each.sum()
         if output.diffusion_error is not None:
             terms["diffusion"] = config.diffusion * output.diffusion_error
+        if self.hidden:
+            unsupervised_nd = posterior.mean_nd[:, self.spec.num_supervised_continuous :].float()
+            terms["independence"] = config.independence * independence(unsupervised_nd, batch, self.hidden)
         if config.clustering > 0 and len(self.spec.discrete) > self.spec.num_supervised_discrete:
             terms["clustering"] = config.clustering * self._clustering(output, batch)
         total = torch.stack(list(terms.values())).sum()

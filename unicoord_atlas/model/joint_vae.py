@@ -24,7 +24,7 @@ from .fused_decode import (
     partly_measured,
     tile_size,
 )
-from .latent import LatentSpec, Posterior
+from .latent import LatentSpec, Posterior, with_labels
 from .noise import Noise, Purpose, thin, to_uniform
 from .sparse_input import GeneOrder, SparseLinear
 
@@ -43,6 +43,7 @@ class NetworkSpec(BaseModel):
     thinning: float = 0.0
     gene_dropout: float = 0.0
     gene_panels: float = 0.0
+    decode_labels: bool = False
     target_sum: float = TARGET_SUM
     log_input: bool = False
     num_sources: int = 0
@@ -213,13 +214,15 @@ class JointVAE(nn.Module):
     def forward(self, batch: MiniBatch, noise: Noise | None = None) -> StepOutput:
         """Encode, draw, decode and compare: with noise a training step, without a deterministic one.
 
-        The decoder gets the PREDICTED categories as a soft Gumbel sample, never the labels.
+        The decoder gets the PREDICTED categories as a soft Gumbel sample, and labels only under `decode_labels`.
         """
         rows = self.normalized(batch)
         order = GeneOrder.of(rows)
         seen = rows if noise is None else self.augmented(batch, noise)
         posterior = self.encode(seen, GeneOrder.of(seen) if torch.is_grad_enabled() else None, noise)
         latent_nw = posterior.mode() if noise is None else posterior.sample(noise, self.spec.temperature)
+        if noise is not None and self.spec.decode_labels:
+            latent_nw = with_labels(latent_nw, batch.codes_nl, batch.values_nc, self.spec.latent)
         shares_n = batch.weights_n / batch.weights_n.sum()
         mean_error, errors_n = self.reconstruction_error(latent_nw, self.target(batch, rows, order), shares_n, noise)
         if noise is None or not self.spec.latent.num_diffusion:

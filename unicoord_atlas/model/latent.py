@@ -129,3 +129,25 @@ def join(discrete: list[Tensor], continuous_nd: Tensor) -> Tensor:
 def one_hot(codes_n: Tensor, like_nk: Tensor) -> Tensor:
     """(n, k) with a 1 at each cell's code, in the dtype and on the device of `like_nk`."""
     return torch.zeros_like(like_nk).scatter_(1, codes_n[:, None], 1.0)
+
+
+def with_labels(latent_nw: Tensor, codes_nl: Tensor, values_nc: Tensor, spec: LatentSpec) -> Tensor:
+    """(n, width): decoder inputs in which each supervised dimension is the cell's label, where that is known.
+
+    What the encoder says of a label is less than the label: a decoder that learns from it makes too little of it.
+    """
+    parts = list(latent_nw.split([*(d.num_categories for d in spec.discrete), spec.num_continuous], dim=1))
+    for number in range(spec.num_supervised_discrete):
+        codes_n = codes_nl[:, number]
+        known_nk = one_hot(codes_n.clamp(min=0), parts[number])
+        parts[number] = torch.where(codes_n[:, None] >= 0, known_nk, parts[number])
+    supervised = [dimension for dimension in spec.continuous if dimension.supervised]
+    offset_c, scale_c = (
+        torch.tensor([getattr(dimension, name) for dimension in supervised], device=latent_nw.device)
+        for name in ("offset", "scale")
+    )
+    known_nc, said_nc = (values_nc - offset_c) / scale_c, parts[-1][:, : len(supervised)]
+    continuous_nd = torch.cat(
+        [torch.where(known_nc.isnan(), said_nc, known_nc.to(said_nc.dtype)), parts[-1][:, len(supervised) :]], dim=1
+    )
+    return join(parts[:-1], continuous_nd)

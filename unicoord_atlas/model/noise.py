@@ -32,6 +32,8 @@ class Purpose(IntEnum):
     COUNTS = 8
     GENE_DROPOUT = 9
     PANEL = 10
+    GENERATE = 11
+    JITTER = 12
     DROPOUT = 64  # plus the layer's number
 
 

@@ -103,6 +103,7 @@ def build_model(
         thinning=0.0 if normalization.log_input else config.augment.thinning,
         gene_dropout=config.augment.gene_dropout,
         gene_panels=config.augment.gene_panels,
+        decode_labels=config.latent.decode_labels,
         target_sum=normalization.target_sum,
         log_input=normalization.log_input,
         num_sources=len(measured_sg) if masked else 0,

@@ -15,6 +15,8 @@ import torch
 from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.columns import continuous_values, label_codes, label_column
 from unicoord_atlas.errors import ConfigError, DataError
+from unicoord_atlas.errors import ConfigError, DataError, UsageError
+from unicoord_atlas.hierarchy import Hierarchy, hierarchy_of_columns, parse_hierarchy
 from unicoord_atlas.losses.objective import LabelFacts
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
 from unicoord_atlas.schema import AtlasSchema, LabelColumn, fold_rare
@@ -101,13 +103,15 @@ def prepare(
 def split_rows(config: RunConfig, obs: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Training and validation rows, ascending: a seeded hash of each cell's name, or of its `validation_by` value.
 
-    A cell's side does not depend on what other cells there are.
+    A cell's side does not depend on what other cells there are.  Excluded cells are on neither.
     """
     chosen = np.ones(len(obs), np.bool_)
     if config.data.max_cells and config.data.max_cells < len(obs):
         draw = np.random.default_rng([config.train.seed, 0x5A]).choice(len(obs), config.data.max_cells, replace=False)
         chosen[:] = False
         chosen[draw] = True
+    for condition in config.data.exclude:
+        chosen &= ~_meets(obs, condition)
     fraction = config.data.validation_fraction
     if config.data.validation_by:
         values = obs[config.data.validation_by].astype("string").fillna("")
@@ -121,6 +125,20 @@ def split_rows(config: RunConfig, obs: pd.DataFrame) -> tuple[NDArray[np.int64],
     if not len(training):
         raise ConfigError(f"data.validation_fraction = {fraction} leaves no training cell of {len(obs)}")
     return training, rows[chosen & validation]
+
+
+def _meets(obs: pd.DataFrame, condition: str) -> NDArray[np.bool_]:
+    """(N,) which cells have the value in ``column=value``; UsageError if there is no such column or value."""
+    name, equals, value = condition.partition("=")
+    if not equals or name not in obs:
+        raise UsageError(
+            f"data.exclude: {condition!r} is no column=value of obs; columns: {', '.join(map(str, obs.columns))}"
+        )
+    met: NDArray[np.bool_] = (obs[name].astype("string") == value).fillna(False).to_numpy(np.bool_)
+    if not met.any():
+        values = ", ".join(map(str, obs[name].dropna().unique()[:12]))
+        raise UsageError(f"data.exclude: no cell has {condition}; values of {name} are: {values}")
+    return met
 
 
 def _hash_shares(names: pd.Series, seed: int) -> NDArray[np.float64]:

@@ -1,0 +1,71 @@
+"""figure: the paper's pictures of generated cells, each made from cells and a reference by one command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from unicoord_atlas.errors import UsageError
+from unicoord_atlas.loaders.picked_rows import PickedRows
+from unicoord_atlas.loaders.sources import open_source
+from unicoord_atlas.reference import ReferenceModel
+from unicoord_atlas.scene import make_scene
+
+from .map_query import require_cells
+from .workdir import finished_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from unicoord_atlas.generate import Generation
+
+Kind = Literal["nearest", "markers", "trajectory", "sweep-gif"]
+SWEPT = ("trajectory", "sweep-gif")
+
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """What `unicoord-atlas figure` is asked to draw."""
+
+    kind: Kind
+    cells: Path
+    reference: Path
+    out: Path
+    how: Generation
+    by: str
+    """obs column that colours or groups cells."""
+    genes: list[str]
+    """Of markers."""
+    max_cells: int = 2000
+    layer: str | None = None
+
+
+def run(options: FigureOptions) -> dict[str, Any]:
+    """Take cells at random, generate, draw."""
+    from . import figure_panels  # matplotlib is an extra
+
+    suffix = ".gif" if options.kind == "sweep-gif" else ".png"
+    if options.out.suffix != suffix:
+        raise UsageError(f"--out {options.out}: give it a name that ends in {suffix}")
+    if (options.kind in SWEPT) != bool(options.how.changes.sweeps):
+        raise UsageError(f"figure {options.kind}: {'say' if options.kind in SWEPT else 'it takes no'} --sweep")
+    reference = ReferenceModel.load(options.reference)
+    with open_source(options.cells, options.layer) as source:
+        require_cells(source.n_obs, options.cells)
+        if options.by not in source.obs:
+            raise UsageError(f"--by {options.by}: obs has no such column; it has: {', '.join(source.obs.columns)}")
+        size = min(options.max_cells, source.n_obs)
+        rows = np.sort(np.random.default_rng(options.how.seed).choice(source.n_obs, size, replace=False))
+        scene = make_scene(reference, PickedRows(source, rows.tolist()), source.obs.iloc[rows], options.how)
+    with finished_file(options.out) as partial:
+        if options.kind == "nearest":
+            figure_panels.draw_nearest(scene, options.by, partial)
+        elif options.kind == "markers":
+            figure_panels.draw_markers(scene, options.by, options.genes, partial)
+        elif options.kind == "trajectory":
+            figure_panels.draw_trajectory(scene, options.by, partial)
+        else:
+            figure_panels.draw_film(scene, partial)
+    return {"figure": str(options.out), "cells": size}

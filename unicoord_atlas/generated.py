@@ -1,0 +1,128 @@
+"""Generated cells as an AnnData: their obs, what they were made from, and all of them in memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from .errors import UsageError
+from .generate import Generation, generate
+from .memory import AnnDataCells
+from .points import encode_points
+from .query import QueryBatches
+from .seeds import choose_seeds
+from .version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from .generate import Generated
+    from .reference import ReferenceModel
+
+BATCH = 256
+
+
+class GeneratedObs:
+    """Collects what is known of generated cells while they are written."""
+
+    def __init__(self, reference: ReferenceModel) -> None:
+        self._categories = {label.name: list(label.categories) for label in reference.config.labels}
+        self._rows: list[NDArray[np.int64]] = []
+        self._columns: dict[str, list[Any]] = {}
+
+    def add(self, part: Generated) -> None:
+        """Take the next cells."""
+        self._rows.append(part.rows)
+        for name, values in {**part.coordinates, **part.titles}.items():
+            self._columns.setdefault(name, []).append(values)
+
+    def table(self, obs: pd.DataFrame) -> pd.DataFrame:
+        """The obs of the cells they were made from, with ``<coordinate>_generated`` for each coordinate that was set.
+
+        The points of a sweep are told apart by a number behind the name of the cell.
+        """
+        rows = np.concatenate(self._rows) if self._rows else np.zeros(0, np.int64)
+        table = obs.iloc[rows].copy()
+        if len(rows) > len(obs):
+            number = pd.Series(rows).groupby(rows).cumcount().astype(str).to_numpy()
+            table.index = pd.Index(table.index.astype(str) + "-" + number)
+        for name, parts in self._columns.items():
+            values = np.concatenate([np.asarray(part) for part in parts])
+            if name in self._categories and values.dtype.kind in "iu":
+                table[f"{name}_generated"] = pd.Categorical.from_codes(values, categories=self._categories[name])
+            else:
+                table[f"{name}_generated"] = pd.Categorical(values) if values.dtype.kind == "U" else values
+        return table
+
+
+def provenance(how: Generation, source: Mapping[str, Any]) -> dict[str, Any]:
+    """What uns["unicoord"] says of how cells were made, in types that every AnnData file holds."""
+    changes = how.changes
+    depth = {"depth": how.depth} if how.depth is not None else {}
+    return {
+        **source,
+        "set_label": dict(changes.labels),
+        "set_value": {name: str(value) for name, value in changes.values.items()},
+        "jitter": {name: str(jitter) for name, jitter in changes.jitter.items()},
+        "sweep": dict(changes.sweeps),
+        "exact": how.exact,
+        "sample": how.sample,
+        "seed": how.seed,
+        "values": "counts" if how.counts else "log-normalized",
+        "min_value": how.min_value,
+        "version": __version__,
+        **depth,
+    }
+
+
+def also_like(how: Generation, like: Mapping[str, str]) -> Generation:
+    """Cells from seeds with a label get this label, unless it is set otherwise."""
+    swept = how.changes.sweeps
+    labels = {**{name: category for name, category in like.items() if name not in swept}, **how.changes.labels}
+    return replace(how, changes=replace(how.changes, labels=labels))
+
+
+def generate_anndata(
+    reference: ReferenceModel,
+    adata: anndata.AnnData | None,
+    how: Generation | None,
+    like: Mapping[str, str],
+    num: int,
+    layer: str | None,
+) -> anndata.AnnData:
+    """What `ReferenceModel.generate` does: X is CSR over the model's genes, obs as of `GeneratedObs.table`.
+
+    Raises
+    ------
+    UsageError
+        If neither or both of `adata` and `like` are given, and as `generate.generate` and `seeds.choose_seeds`.
+    """
+    how = how or Generation()
+    if (adata is None) == (not like):
+        raise UsageError("generate: give either cells to start from, or `like` for new ones")
+    if adata is None:
+        how = also_like(how, like)
+        points, obs = choose_seeds(reference, like, num, how.seed)
+        source, stream = {"like": dict(like)}, iter([points])
+    else:
+        cells = AnnDataCells(adata, layer)
+        batches = QueryBatches(cells, reference.schema, reference.normalization, batch_size=BATCH)
+        source, stream, obs = {}, encode_points(reference.model, batches, reference.device), adata.obs
+    collected, blocks = GeneratedObs(reference), []
+    for part in generate(reference, stream, how, obs):
+        collected.add(part)
+        shape = (len(part.rows), len(reference.own_genes))
+        blocks.append(sp.csr_matrix((part.block.data, part.block.indices, part.block.indptr), shape=shape))
+    return anndata.AnnData(
+        sp.vstack(blocks, format="csr"),
+        obs=collected.table(obs),
+        var=pd.DataFrame(index=list(reference.own_genes)),
+        uns={"unicoord": provenance(how, source)},
+    )
