@@ -15,8 +15,8 @@ from unicoord_atlas.errors import AlreadyDone, UnicoordError, UsageError
 
 from .command_line import Json, Out, finish, listed
 from .evaluate_command import EvaluateGroup, add_mapped
-from .gene_set_command import add_gene_set_commands
 from .figure_command import add_figure
+from .gene_set_command import add_gene_set_commands
 from .generate_command import add_generate
 from .reference_command import add_reference_commands
 from .restore_command import add_restore

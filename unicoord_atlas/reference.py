@@ -39,7 +39,7 @@ from .schema import AtlasSchema, LabelColumn
 from .seeds import SEEDS, Seeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     import anndata
     from numpy.typing import NDArray

@@ -14,9 +14,8 @@ import torch
 
 from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.columns import continuous_values, label_codes, label_column
-from unicoord_atlas.errors import ConfigError, DataError
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
-from unicoord_atlas.hierarchy import Hierarchy, hierarchy_of_columns, parse_hierarchy
+from unicoord_atlas.hierarchy import Hierarchy
 from unicoord_atlas.losses.objective import LabelFacts
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
 from unicoord_atlas.schema import AtlasSchema, LabelColumn, fold_rare
