@@ -109,7 +109,7 @@ def _labelled_batch() -> MiniBatch:
 
 
 def test_objective_is_the_weighted_sum_of_its_formulas():
-    objective, model = _objective(LossConfig(beta=0.3, classification=100, beta_warmup_steps=10, class_weights="sqrt"))
+    objective, model = _objective(LossConfig(beta=0.3, beta_warmup_steps=10, class_weights="sqrt"))
     batch = _labelled_batch()
     output, p = model(batch), model(batch).posterior
     result = objective(output, batch, step=4)
