@@ -38,7 +38,7 @@ _DONORS_PER_DATASET = 4
 _LINEAGES_PER_ORGAN = 7
 _RARELY = 0.15
 _UNLABELLED_CELLS = 0.04
-_FIRMNESS, _FIRMNESS_SPREAD = (4.7, 0.2), (0.25, 1.8)
+_FIRMNESS, _FIRMNESS_SPREAD = (5.0, -0.4), (0.2, 1.7)
 """Logit of how much of a cell's identity is its own type's, not its sibling's; of sharp types and of their siblings.
 The second mean sets how hard types are to tell apart, the difference of the spreads how much worse centroids do."""
 _COMPOSITION_SPREAD, _DONOR_SPREAD, _SEEN_AT_MOST = 0.4, 0.15, 0.2
@@ -167,8 +167,9 @@ def _types_of(blueprint: Blueprint, organ: int, num_organs: int, rng: np.random.
     weight = np.where(blueprint.classes_t[::2] < NUM_COMMON_CLASSES, 1.0, _RARELY)
     weight[home] = 0
     num_others = min(_LINEAGES_PER_ORGAN, len(lineages)) - len(home)
-    others = rng.choice(lineages, max(num_others, 0), replace=False, p=weight / max(weight.sum(), 1e-300))
-    chosen = np.sort(np.concatenate([home, others]))
+    if num_others > 0:
+        home = np.append(home, rng.choice(lineages, num_others, replace=False, p=weight / weight.sum()))
+    chosen = np.sort(home)
     return np.stack([2 * chosen, 2 * chosen + 1], axis=1).ravel()
 
 
