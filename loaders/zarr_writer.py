@@ -278,7 +278,10 @@ def finish_store(
     facts = {name.removesuffix("_g"): getattr(normalization, name) for name in normalization.__dataclass_fields__}
     # As an array of one text: zarr takes 500 bytes of memory a character to write a scalar one.
     uns = {names.UNS: {names.SCHEMA: np.array([schema.to_json()], object), names.NORMALIZATION: facts}}
-    write_tables(zarr.open_group(out, mode="a", zarr_format=3), {"obs": obs.set_axis(obs.index.astype(object)), "var": var, "uns": uns})
+    write_tables(
+        zarr.open_group(out, mode="a", zarr_format=3),
+        {"obs": obs.set_axis(obs.index.astype(object)), "var": var, "uns": uns},
+    )
 
 
 def write_tables(root: zarr.Group, tables: Mapping[str, Any]) -> None:
