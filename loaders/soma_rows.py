@@ -28,19 +28,21 @@ ROWS, COLUMNS, VALUES = "soma_dim_0", "soma_dim_1", "soma_data"
 
 def entries_of(
     array: Any, joinids: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]]:
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[Any]]]:
     """Positions in `joinids` (ascending), columns and values of all entries that are not 0, a buffer at a time."""
     if not len(joinids):
         return
     first, last = int(joinids[0]), int(joinids[-1])
     consecutive = last - first + 1 == len(joinids)
     wanted = slice(first, last) if consecutive else pa.array(joinids)  # both ends of SOMA's slices are taken
+    places = np.zeros(last - first + 1, np.int32)  # a look-up an entry, where a search would take half of the time
+    places[joinids - first] = np.arange(len(joinids))
     for table in _tables(array, wanted):
         rows, columns, values = (table.column(name).to_numpy() for name in (ROWS, COLUMNS, VALUES))
         kept = values != 0
         if not kept.all():
             rows, columns, values = rows[kept], columns[kept], values[kept]
-        yield rows - first if consecutive else np.searchsorted(joinids, rows), columns, values
+        yield places[rows - first], columns, values
 
 
 def _tables(array: Any, wanted: slice | pa.Array) -> Iterator[pa.Table]:

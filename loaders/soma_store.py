@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
+import pandas as pd
 from scipy.sparse import csr_matrix
 
 from unicoord_atlas.columns import label_column
@@ -22,7 +23,7 @@ from .soma_address import SomaAddress
 from .soma_facts import cached_facts
 from .soma_open import JOINID, OpenExperiment
 from .soma_rows import COLUMNS, ROWS, VALUES, read_rows
-from .soma_written import written_facts
+from .soma_written import obsm_columns, written_facts
 from .store import CsrBuffer, CsrRows
 from .window import take_rows
 from .zarr_layout import INNER_CHUNK, SIZE_FACTOR, SOURCE, count_dtype, index_dtype
@@ -30,7 +31,6 @@ from .zarr_layout import INNER_CHUNK, SIZE_FACTOR, SOURCE, count_dtype, index_dt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from numpy.typing import DTypeLike, NDArray
 
 _MOST_CATEGORIES = 1000
@@ -111,13 +111,9 @@ class SomaStore:
         tables = self._opened.measurement.obsm if "obsm" in self._opened.measurement else {}
         if key not in tables:
             raise UsageError(f"{self.uri}: obsm has no {key!r}; it has: {', '.join(sorted(tables)) or 'nothing'}")
-        array = tables[key]
-        if not array.is_sparse:
-            return np.asarray(array.read().to_numpy()[self.joinids])
-        table = np.zeros((array.shape[0], array.shape[1]), array.type.to_pandas_dtype())
-        for part in array.read().tables():
-            table[part.column(ROWS), part.column(COLUMNS)] = part.column(VALUES)
-        return table[self.joinids]
+        table = _whole_table(tables[key])[self.joinids]
+        columns = obsm_columns(self._opened, key)
+        return table if columns is None else pd.DataFrame(table, columns=columns, index=self.obs([]).index)
 
     def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrRows:
         """Rows of the (b, 2) ranges start:stop, one after the other in the order given.
@@ -172,6 +168,15 @@ class SomaStore:
             labels=tuple(join_labels(name, [found[name]])[1] for name in columns),
             sources=(Source.of(self.address.path.stem, len(obs), np.ones(len(space.genes), np.bool_)),),
         )
+
+
+def _whole_table(array: Any) -> NDArray[np.generic]:
+    if not array.is_sparse:
+        return np.asarray(array.read().to_numpy())
+    table = np.zeros(array.shape, array.type.to_pandas_dtype())
+    for part in array.read().tables():
+        table[part.column(ROWS), part.column(COLUMNS)] = part.column(VALUES)
+    return table
 
 
 def _may_be_label(values: pd.Series) -> bool:

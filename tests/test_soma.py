@@ -17,6 +17,7 @@ from stores import plain_columns, random_counts
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
 from unicoord_atlas.jobs import convert, export_latents, export_reference, info, ingest, map_query, train
+from unicoord_atlas.loaders.soma_written import write_experiment
 from unicoord_atlas.loaders.store import CsrBuffer, open_store
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.training.metrics import read_metrics
@@ -253,6 +254,26 @@ def test_faults_name_the_experiment_and_the_way_out(folder, tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "tiledbsoma", None)
     with pytest.raises(ConfigError, match=r"pip install 'unicoord-atlas\[soma\]'"):
         open_store(folder / "atlas.soma")
+
+
+def test_tables_of_cells_come_along_with_their_columns(folder, tmp_path):
+    atlas = open_store(folder / "atlas.zarr")
+    cells = anndata.read_zarr(folder / "atlas.zarr")
+    cells.X = None
+    rng = np.random.default_rng(0)
+    cells.obsm["X_pca"] = rng.random((NUM_CELLS, 3), np.float32)
+    cells.obsm["X_sets"] = pd.DataFrame(rng.random((NUM_CELLS, 2)), cells.obs_names, ["GO:1 a/b", "c"])
+    cells.obsp["distances"] = sp.random(NUM_CELLS, NUM_CELLS, 0.01, "csr", rng=rng)
+    write_experiment(tmp_path / "a.soma", atlas, cells, int)
+    soma = open_store(f'{tmp_path}/a.soma?filter=tissue == "lung"')
+    chosen = np.flatnonzero(cells.obs["tissue"] == "lung")
+    np.testing.assert_array_equal(soma.obsm("X_pca"), cells.obsm["X_pca"][chosen])
+    pd.testing.assert_frame_equal(soma.obsm("X_sets"), cells.obsm["X_sets"].iloc[chosen])
+    read = soma.to_anndata(lazy=False)
+    np.testing.assert_array_equal(read.X.toarray(), anndata.read_zarr(folder / "atlas.zarr").X.toarray()[chosen])
+    with tiledbsoma.Experiment.open(str(tmp_path / "a.soma")) as experiment:
+        distances = io.to_anndata(experiment, "RNA").obsp["distances"]
+    assert (distances != cells.obsp["distances"]).nnz == 0
 
 
 def test_damaged_counts_are_named(folder, tmp_path):
