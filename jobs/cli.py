@@ -14,6 +14,7 @@ import typer
 from unicoord_atlas.errors import AlreadyDone, UnicoordError, UsageError
 
 from .command_line import Json, Out, finish, listed
+from .convert_command import add_convert
 from .evaluate_command import EvaluateGroup, add_mapped
 from .figure_command import add_figure
 from .gene_set_command import add_gene_set_commands
@@ -284,6 +285,7 @@ def export_latents(
 
 
 add_reference_commands(app)
+add_convert(app)
 evaluate = typer.Typer(
     cls=EvaluateGroup, no_args_is_help=True, help="Measure how good coordinates and generated cells are."
 )

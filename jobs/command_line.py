@@ -25,6 +25,7 @@ def finish(result: dict[str, Any], as_json: bool) -> None:
         "latents",
         "reference",
         "mapped",
+        "converted",
         "neighbors",
         "evaluation",
         "generated",

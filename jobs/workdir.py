@@ -14,18 +14,20 @@ import platform
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 
 from unicoord_atlas.errors import AlreadyDone, DataError
 from unicoord_atlas.loaders.manifest import without_additions
+from unicoord_atlas.loaders.soma_address import SomaAddress, is_soma
 from unicoord_atlas.loaders.zarr_layout import FORMAT_VERSION, MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
 _RECORD = "unfinished.json"
 _PACKAGES = ("unicoord-atlas", "anndata", "zarr", "numpy", "torch")
@@ -110,6 +112,11 @@ def describe_input(path: Path) -> dict[str, Any]:
 
     What was added to a store later does not count: who read it before would read the same now.
     """
+    if is_soma(path):
+        from unicoord_atlas.loaders.soma_open import soma_fingerprint  # late: an extra
+
+        address = SomaAddress.parse(str(path))
+        return {"name": str(replace(address, path=Path(address.path.name))), "cells": soma_fingerprint(address)}
     manifest = path / MANIFEST
     try:
         if manifest.exists():

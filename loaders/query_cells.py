@@ -6,15 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import anndata
 import numpy as np
-import zarr
 
 from unicoord_atlas.batch import CsrBlock
 from unicoord_atlas.errors import UsageError
 from unicoord_atlas.query import Cells
 
 from .in_order import in_order
+from .soma_address import is_soma
 from .sources import open_source
 from .store import CellStore, open_store
 from .zarr_layout import SCHEMA, UNS
@@ -47,7 +46,7 @@ class StoreCells:
     @property
     def var(self) -> pd.DataFrame:
         """Genes; index = names."""
-        return anndata.io.read_elem(zarr.open_group(self.path, mode="r")["var"])
+        return self._store.var()
 
     @property
     def obs(self) -> pd.DataFrame:
@@ -75,7 +74,7 @@ def open_query(path: Path, layer: str | None = None, input: InputKind = "counts"
     DataError
         As `open_source` and `open_store`.
     """
-    if not (path / "uns" / UNS / SCHEMA).exists():
+    if not (is_soma(path) or (path / "uns" / UNS / SCHEMA).exists()):
         with open_source(path, layer, input) as source:
             yield source
         return

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from .soma_address import is_soma
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -78,6 +80,10 @@ class CellStore(Protocol):
         """Facts about the cells, all columns or these; index = obs_names."""
         ...
 
+    def var(self) -> pd.DataFrame:
+        """Genes; index = names."""
+        ...
+
     def obsm(self, key: str) -> NDArray[np.generic] | pd.DataFrame:
         """A table with a row a cell, as it was stored."""
         ...
@@ -96,7 +102,14 @@ class CellStore(Protocol):
 
 
 def open_store(uri: str | Path) -> CellStore:
-    """Open a finished store; DataError says what is wrong with one that is not."""
+    """Open a finished atlas.zarr, or a local SOMA Experiment; see `soma_address` for which cells and counts of it.
+
+    DataError says what is wrong with a store that is neither.
+    """
+    if is_soma(uri):
+        from .soma_store import SomaStore  # late: tiledbsoma takes seconds, and is an extra
+
+        return SomaStore(str(uri))
     from .zarr_store import ZarrStore  # late: a floor above may need only the protocol
 
     return ZarrStore(str(uri))

@@ -91,6 +91,10 @@ class ZarrStore:
         index = anndata.io.read_elem(group[group.attrs["_index"]])
         return pd.DataFrame({name: anndata.io.read_elem(group[name]) for name in columns}, index=pd.Index(index))
 
+    def var(self) -> pd.DataFrame:
+        """Genes; index = names."""
+        return anndata.io.read_elem(self._group["var"])
+
     def obsm(self, key: str) -> NDArray[np.generic] | pd.DataFrame:
         """A table with a row a cell, as it was stored."""
         group = self._group["obsm"]

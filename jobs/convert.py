@@ -1,0 +1,112 @@
+"""convert: an atlas as a SOMA Experiment, or cells of a SOMA as an atlas; add-latents: coordinates into a SOMA."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import numpy as np
+import zarr
+from tqdm import tqdm
+
+from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
+from unicoord_atlas.loaders.soma_address import is_soma
+from unicoord_atlas.loaders.store import open_store
+from unicoord_atlas.loaders.zarr_copy import copy_to_zarr, require_equal
+
+from .workdir import finished_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from unicoord_atlas.loaders.store import CellStore
+
+_TABLES = ("obs", "var", "uns", "obsm", "obsp", "varm")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What `unicoord-atlas convert` is asked to do."""
+
+    store: Path
+    out: Path
+
+
+@dataclass(frozen=True)
+class AddLatentsOptions:
+    """What `unicoord-atlas add-latents` is asked to do."""
+
+    latents: Path
+    soma: Path
+    prefix: str = ""
+    """Put before the names of the tables."""
+
+
+def run(options: ConvertOptions) -> dict[str, Any]:
+    """Write `out`, then read both through and compare; what is not equal is removed.
+
+    Raises
+    ------
+    UnicoordError
+        Naming the store, the value and the way out.
+    """
+    from_soma = is_soma(options.store)
+    if from_soma == (options.out.suffix != ".zarr"):
+        wanted = "an atlas; give it a name that ends in .zarr" if from_soma else "a SOMA; give it another ending"
+        raise UsageError(f"--out {options.out}: it becomes {wanted}")
+    store = open_store(options.store)
+    counts = {"cells": store.n_obs, "genes": store.n_vars, "entries": int(store.indptr[-1])}
+    already = False
+    with _bar("write", store) as bar:
+        try:
+            with finished_directory(options.out, [options.store], {}, resume=from_soma, counts=counts) as partial:
+                _write(partial, store, options.store, bar.update)
+        except AlreadyDone:
+            already = True
+    with _bar("compare", store) as bar:
+        try:
+            require_equal(store, open_store(options.out), bar.update)
+        except DataError:
+            shutil.rmtree(options.out)
+            raise
+    return {"converted": str(options.out), **counts, "already_done": already}
+
+
+def add_latents(options: AddLatentsOptions) -> dict[str, Any]:
+    """Write the tables of export-latents into obsm of the experiment that they were made from.
+
+    Raises
+    ------
+    DataError
+        If the cells are not those of the experiment (of its filter, if the address has one).
+    """
+    from unicoord_atlas.loaders.soma_store import SomaStore  # late: tiledbsoma takes seconds
+    from unicoord_atlas.loaders.soma_written import write_obsm
+
+    if not is_soma(options.soma):
+        raise DataError(f"{options.soma}: is no local SOMA Experiment")
+    store, latents = SomaStore(str(options.soma)), anndata.io.read_zarr(options.latents)
+    if not store.obs([]).index.equals(latents.obs_names):
+        raise DataError(f"{options.latents}: its cells are not those of {options.soma}; export latents of that")
+    tables = {f"{options.prefix}{key}": np.asarray(table, np.float32) for key, table in latents.obsm.items()}
+    for key, table in tables.items():
+        write_obsm(store, key, table)
+    return {"soma": store.uri, "cells": store.n_obs, "obsm": sorted(tables)}
+
+
+def _write(partial: Path, store: CellStore, path: Path, progress: Callable[[int], object]) -> None:
+    if is_soma(path):
+        copy_to_zarr(partial, store, progress)
+        return
+    from unicoord_atlas.loaders.soma_written import write_experiment
+
+    group: Any = zarr.open_group(path, mode="r")
+    tables = {name: anndata.io.read_elem(group[name]) for name in _TABLES}
+    write_experiment(partial, store, anndata.AnnData(**tables), progress)
+
+
+def _bar(name: str, store: CellStore) -> tqdm[None]:
+    return tqdm(total=store.n_obs, desc=name, unit=" cells", unit_scale=True, disable=None)
