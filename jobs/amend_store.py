@@ -89,6 +89,13 @@ def amended_store(store: Path, part: str, config: Mapping[str, Any], replace: bo
         _finish_addition(store, partial)
 
 
+def check_amendment(store: Path, part: str, config: Mapping[str, Any]) -> None:
+    """Raise AlreadyDone if the store has this very addition."""
+    before = read_manifest(store).get("additions", {}).get(part)
+    if before is not None and before["config"] == dict(json.loads(json.dumps(config))):
+        raise AlreadyDone(store / part)
+
+
 def finish_amendment(store: Path, part: str) -> None:
     """Complete what a kill interrupted while the store was changed; otherwise do nothing."""
     partial = _work_folder(store, part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial as bound
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -31,8 +32,9 @@ from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, DISTANCES, GRAPH_
 from unicoord_atlas.neighbors.highly_variable import highly_variable
 from unicoord_atlas.neighbors.knn import Metric, unit_rows
 
-from .amend_store import ADDITIONS, amended_store, finish_amendment
+from .amend_store import ADDITIONS, amended_store, check_amendment, finish_amendment
 from .dask_client import pieces_runner
+from .dask_job import is_worker, work_until_done
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,18 +95,24 @@ def run(options: BuildGraphOptions, console: Console | None = None) -> dict[str,
         Naming the store, the value and the way out.
     """
     console = console or Console(stderr=True)
-    finish_amendment(options.store, PART)
+    if not is_worker(options.dask):  # else the driver may be at it
+        finish_amendment(options.store, PART)
     store = open_store(options.store)
     batches = _batches(store, options.batch)
     sizes = {"the atlas": store.n_obs} if batches is None else {f"batch {b!r}": len(r) for b, r in batches.items()}
     require_enough(sizes, options.k)
     config = {**options.settings(), "cells": fingerprint_of(store)}
     try:
+        check = bound(check_amendment, options.store, PART, config)
+        check()
+        if is_worker(options.dask):
+            work_until_done(check)
         with (
-            amended_store(options.store, PART, config, options.replace) as partial,
+            # Outside, so that workers see the graph in the store when the cluster ends.
             pieces_runner(options.dask, options.threads) as run_pieces,
+            amended_store(options.store, PART, config, options.replace) as folder,
         ):
-            return _build(partial, store, options, batches, run_pieces, console)
+            return _build(folder, store, options, batches, run_pieces, console)
     except AlreadyDone:
         console.print(f"{options.store} has this graph already", highlight=False, soft_wrap=True)
         return {"store": str(options.store), "already_done": True}

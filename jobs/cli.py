@@ -13,7 +13,7 @@ import typer
 
 from unicoord_atlas.errors import AlreadyDone, UnicoordError, UsageError
 
-from .command_line import Json, Out, finish, listed
+from .command_line import Json, Out, PartOption, finish, listed
 from .convert_command import add_convert
 from .evaluate_command import EvaluateGroup, add_mapped
 from .figure_command import add_figure
@@ -91,9 +91,10 @@ def ingest(
     dask: Annotated[
         str | None,
         typer.Option(
-            help="Look through sources and write shards in processes: local:N, or the address of a scheduler whose "
-            "workers see the same files.  The bytes are the same; threads of one process if not given.",
-            metavar="local:N|ADDRESS",
+            help="Look through sources and write shards in processes: local:N, k8s in the pods of an Indexed Job, or "
+            "the address of a scheduler whose workers see the same files.  The bytes are the same; threads of one "
+            "process if not given.",
+            metavar="local:N|k8s|ADDRESS",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print all facts and write nothing.")] = False,
@@ -141,7 +142,7 @@ def build_graph(
     recall: Annotated[float, typer.Option(help="Share of true neighbours to find where cells are many.")] = 0.99,
     seed: Annotated[int, typer.Option(help="Seed of k-means and of the sample that recall is measured on.")] = 0,
     replace: Annotated[bool, typer.Option(help="Take out a graph that was made with other settings.")] = False,
-    dask: Annotated[str | None, typer.Option(help="Work on a Dask cluster.", metavar="local:N|ADDRESS")] = None,
+    dask: Annotated[str | None, typer.Option(help="Work on a Dask cluster.", metavar="local:N|k8s|ADDRESS")] = None,
     as_json: Json = False,
 ) -> None:
     """Add principal components, nearest neighbours and UMAP weights to an atlas."""
@@ -261,6 +262,9 @@ def launch(
     rdzv_endpoint: Annotated[str, typer.Option(help="Where the nodes meet: one of them.", metavar="HOST:PORT")] = "",
     rdzv_id: Annotated[str, typer.Option(help="Tells jobs at one endpoint apart.")] = "unicoord-atlas",
     local_addr: Annotated[str | None, typer.Option(help="This node's address, if its name is not known.")] = None,
+    node_rank: Annotated[
+        int | None, typer.Option(help="This node's number; the nodes meet at node 0.  Found by address if not given.")
+    ] = None,
 ) -> None:
     """Run a command on several processes: launch --processes 2 train atlas.zarr --out run.
 
@@ -268,7 +272,7 @@ def launch(
     """
     from .launch import LaunchOptions, run
 
-    raise SystemExit(run(LaunchOptions(context.args, processes, nnodes, rdzv_endpoint, rdzv_id, local_addr)))
+    raise SystemExit(run(LaunchOptions(context.args, processes, nnodes, rdzv_endpoint, rdzv_id, local_addr, node_rank)))
 
 
 @app.command("export-latents")
@@ -276,12 +280,14 @@ def export_latents(
     store: Annotated[Path, typer.Argument(help="The atlas store.")],
     run: Annotated[Path, typer.Option(help="A finished run directory.")],
     out: Out,
+    part: PartOption = None,
     as_json: Json = False,
 ) -> None:
     """Write the coordinates of all cells of an atlas: AnnData Zarr and parquet."""
     from . import export_latents as job
+    from .parts import Part
 
-    finish(job.run(job.ExportLatentsOptions(store, run, out)), as_json)
+    finish(job.run(job.ExportLatentsOptions(store, run, out, Part.of(part))), as_json)
 
 
 add_reference_commands(app)

@@ -14,6 +14,16 @@ from unicoord_atlas.errors import UsageError
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 Out = Annotated[Path, typer.Option(help="What to write; it appears under this name only when it is finished.")]
 
+PartOption = Annotated[
+    str | None,
+    typer.Option(
+        "--part",
+        help="Do one of COUNT shares of the cells, from 0/COUNT on: one process each, at once or one after the other.  "
+        "The last to finish writes OUT.  Under `launch` each process takes its own.",
+        metavar="INDEX/COUNT",
+    ),
+]
+
 
 def finish(result: dict[str, Any], as_json: bool) -> None:
     """Print the result as JSON, or say on stderr what was written."""

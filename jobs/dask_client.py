@@ -1,4 +1,4 @@
-"""A Dask cluster for a job: `local:N` starts N processes here, anything else is the address of a scheduler."""
+"""A Dask cluster for a job: `local:N` starts N processes here, `k8s` is the Job's own pods, else a scheduler's address."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from unicoord_atlas.errors import ConfigError, UsageError
+from unicoord_atlas.errors import UsageError
 from unicoord_atlas.loaders.in_order import in_order
+
+from .dask_job import K8S, job_client, require_dask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -54,10 +56,14 @@ def dask_client(address: str) -> Iterator[Any]:
     UsageError
         If the address is none, or nobody answers there.
     """
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError:
-        raise ConfigError("--dask needs Dask, which is not installed: pip install 'unicoord-atlas[dask]'") from None
+    require_dask()
+    from distributed import Client, LocalCluster
+    from distributed.system import MEMORY_LIMIT
+
+    if address == K8S:
+        with job_client() as client:
+            yield client
+        return
     if not address.startswith(_LOCAL):
         try:
             client = Client(address, timeout=30)
@@ -68,21 +74,25 @@ def dask_client(address: str) -> Iterator[Any]:
         return
     workers = address.removeprefix(_LOCAL)
     if not (workers.isdigit() and int(workers) > 0):
-        raise UsageError(f"--dask {address!r}: write local:N with N processes, or the address of a scheduler")
+        raise UsageError(f"--dask {address!r}: write local:N with N processes, k8s, or the address of a scheduler")
+    count = int(workers)
+    limit = MEMORY_LIMIT // count
     with (
-        LocalCluster(int(workers), threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster,
+        LocalCluster(count, threads_per_worker=1, dashboard_address=None, memory_limit=limit) as cluster,
         Client(cluster) as client,
     ):
         yield client
 
 
 def in_order_on(client: Any, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` on the cluster, results in order; two tasks a thread are under way, so memory is bounded."""
-    ahead = 2 * max(sum(client.nthreads().values()), 1)
+    """`map` on the cluster, results in order; two tasks a thread are under way, so memory is bounded.
+
+    A worker that is lost costs its tasks, which others do again; one that comes late gets its share.
+    """
     waiting: deque[Any] = deque()
     for item in items:
         waiting.append(client.submit(function, item, pure=False))
-        if len(waiting) > ahead:
+        if len(waiting) > 2 * max(sum(client.nthreads().values()), 1):
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

@@ -1,27 +1,36 @@
-"""export-latents: coordinates of all cells of an atlas."""
+"""export-latents: coordinates of all cells of an atlas, by one process or by many."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from unicoord_atlas.batch import CellColumns
-from unicoord_atlas.coordinates import coordinates
+from unicoord_atlas.coordinates import MemoryTable, annotated, coordinates, coordinates_of
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.reference import ReferenceModel
 
 from .export_reference import model_of_run
-from .workdir import finished_directory
+from .part_files import copy_tables, joined_columns, table_maker, write_columns
+from .parts import Part, do_part
+from .workdir import check_output, finished_directory
 from .write_coordinates import write_anndata, write_parquet
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import anndata
+
+    from unicoord_atlas.batch import MiniBatch
+
 BATCH = 1024
+TITLE = "export-latents"
 
 
 @dataclass(frozen=True)
@@ -31,10 +40,20 @@ class ExportLatentsOptions:
     store: Path
     run: Path
     out: Path
+    part: Part | None = None
+    """Only this share of the cells; the last part to be done makes `out`."""
 
 
 def run(options: ExportLatentsOptions) -> dict[str, Any]:
-    """Encode the store in its order; writes an AnnData Zarr with latents.parquet inside."""
+    """Encode the store in its order; writes an AnnData Zarr with latents.parquet inside.
+
+    Raises
+    ------
+    AlreadyDone
+        If `out` is finished from the same store and model.
+    UnicoordError
+        Naming the store or the option, and the way out.
+    """
     if options.out.suffix != ".zarr":
         raise UsageError(f"--out {options.out}: it is a Zarr store; give it a name that ends in .zarr")
     store = open_store(options.store)
@@ -44,14 +63,53 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
         raise DataError(
             f"{options.store}: its genes are not those that {options.run} was trained on; use map-query for other data"
         )
-    with finished_directory(options.out, [options.store, folder], {}) as partial:
-        adata = coordinates(reference, _in_order(store), store.obs(), probabilities=True, title="export-latents")
-        write_anndata(adata, partial)
-        write_parquet(adata, partial / "latents.parquet")
-    return {"latents": str(options.out), "cells": store.n_obs, "dims": list(reference.dims)}
+    inputs = [options.store, folder]
+    result = {"cells": store.n_obs, "dims": list(reference.dims)}
+    if options.part is None:
+        batches = _in_order(store, 0, store.n_obs)
+        with finished_directory(options.out, inputs, {}) as partial:
+            _write(coordinates(reference, batches, store.obs(), probabilities=True, title=TITLE), partial)
+        return {"latents": str(options.out), **result}
+    check_output(options.out, inputs, {})
+    first, last = options.part.rows(store.n_obs)
+
+    def write(partial: Path) -> None:
+        _write_rows(store, reference, first, last, partial)
+
+    def join(parts: Sequence[Path]) -> None:
+        with finished_directory(options.out, inputs, {}) as partial:
+            _write(_joined(store, reference, parts), partial)
+
+    whole = do_part(options.part, options.out, inputs, {}, write, join)
+    return {"part": [first, last], **({"latents": str(options.out), **result} if whole else {})}
 
 
-def _in_order(store: CellStore) -> CellStream:
+def _write(adata: anndata.AnnData, partial: Path) -> None:
+    write_anndata(adata, partial)
+    write_parquet(adata, partial / "latents.parquet")
+
+
+def _write_rows(store: CellStore, reference: ReferenceModel, first: int, last: int, partial: Path) -> None:
+    """What `coordinates` would add to obs and obsm for the cells first to last."""
+    bare = pd.DataFrame(index=store.obs([]).index[first:last])
+    batches = _in_order(store, first, last)
+    write_columns(partial, annotated(reference, batches, bare, table_maker(partial), TITLE, probabilities=True))
+
+
+def _joined(store: CellStore, reference: ReferenceModel, parts: Sequence[Path]) -> anndata.AnnData:
+    tables: dict[str, MemoryTable] = {}
+
+    def make(key: str, num_rows: int, width: int) -> MemoryTable:
+        tables[key] = MemoryTable(key, num_rows, width)
+        return tables[key]
+
+    copy_tables(parts, make)
+    columns = joined_columns(parts)
+    return coordinates_of(reference, store.obs().assign(**{name: columns[name] for name in columns}), tables)
+
+
+def _in_order(store: CellStore, first: int, last: int) -> Iterator[MiniBatch]:
+    """Minibatches of consecutive cells, numbered from 0."""
     n = store.n_obs
     columns = CellColumns(
         store.size_factors.astype(np.float32),
@@ -59,4 +117,6 @@ def _in_order(store: CellStore) -> CellStream:
         np.zeros((n, 0), np.int32),
         np.zeros((n, 0), np.float32),
     )
-    return CellStream(store, columns, batch_size=BATCH, order="stored")
+    stream = CellStream(store, columns, batch_size=BATCH, order="stored", rows=np.arange(first, last))
+    for batch in stream if first < last else ():
+        yield replace(batch, rows_n=batch.rows_n - first)

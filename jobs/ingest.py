@@ -22,6 +22,7 @@ from unicoord_atlas.normalization import MAX_FRACTION
 from unicoord_atlas.schema import AtlasSchema, LabelColumn, Source
 
 from .dask_client import dask_client, in_order_on
+from .dask_job import is_worker, work_until_done
 from .ingest_options import IngestOptions
 from .ingest_report import report, show_report
 from .ingest_write import remove_ordered, write_atlas
@@ -95,7 +96,10 @@ def run(options: IngestOptions, console: Console | None = None) -> dict[str, Any
     inputs = [*paths, *options.files()]
     try:
         if options.out is not None and not options.dry_run:
-            check_output(options.out, inputs, options.settings())
+            check = partial(check_output, options.out, inputs, options.settings())
+            check()
+            if is_worker(options.dask):
+                work_until_done(check)
         with ExitStack() as stack:
             run_each = stack.enter_context(parallel(options.dask))
             scratch = options.out.parent if options.out is not None and options.out.parent.is_dir() else None

@@ -33,6 +33,8 @@ class LaunchOptions:
     rdzv_endpoint: str = ""
     rdzv_id: str = "unicoord-atlas"
     local_addr: str | None = None
+    node_rank: int | None = None
+    """Node 0 is where the others meet; None: the one whose address is that of the endpoint."""
 
     def __post_init__(self) -> None:
         if not self.command or self.command[0] == "launch":
@@ -41,12 +43,15 @@ class LaunchOptions:
             raise UsageError(f"launch: --processes {self.processes} --nnodes {self.nnodes}: both are at least 1")
         if self.nnodes > 1 and not self.rdzv_endpoint:
             raise UsageError("launch: several nodes meet at --rdzv-endpoint HOST:PORT, one of them, the same for all")
+        if self.node_rank is not None and not 0 <= self.node_rank < self.nnodes:
+            raise UsageError(f"launch: --node-rank {self.node_rank} is not in 0..{self.nnodes - 1}")
 
 
 def run(options: LaunchOptions) -> int:
     """Exit code of the command: that of the worker whose failure explains the others'."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
     threads = max((os.cpu_count() or 1) // options.processes, 1)
@@ -56,6 +61,9 @@ def run(options: LaunchOptions) -> int:
         launch("-m", "unicoord_atlas.jobs.cli", *options.command)
     except ChildFailedError as failed:
         return exit_code(failure.exitcode for failure in failed.failures.values())
+    except RendezvousError as error:
+        print(f"unicoord-atlas: launch: the nodes did not meet at {options.rdzv_endpoint}: {error}", file=sys.stderr)
+        return PEERS_LOST
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     return 0
@@ -71,6 +79,7 @@ def _launch_config(options: LaunchOptions) -> Any:
         run_id=options.rdzv_id,
         rdzv_backend="c10d",
         rdzv_endpoint=options.rdzv_endpoint or "localhost:0",
+        rdzv_configs={} if options.node_rank is None else {"is_host": options.node_rank == 0},
         local_addr=options.local_addr,
         max_restarts=0,
         shutdown_timeout=300,  # a large checkpoint is written to the end

@@ -1,28 +1,33 @@
-"""map-query: coordinates and labels of new cells by a reference."""
+"""map-query: coordinates and labels of new cells by a reference, by one process or by many."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import anndata
+import pandas as pd
 
 from unicoord_atlas.calls import CallRule
 from unicoord_atlas.coordinates import annotated, facts_of, named_tables
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.genes import read_gene_table
-from unicoord_atlas.loaders.query_cells import open_query
+from unicoord_atlas.loaders.query_cells import CellRange, QueryCells, open_query
 from unicoord_atlas.query import Coverage, QueryBatches
 from unicoord_atlas.reference import ReferenceModel
 
 from .map_report import say_calls, say_predictions
-from .workdir import finished_file
-from .write_coordinates import table_files, write_output
+from .part_files import copy_tables, joined_columns, table_maker, write_columns
+from .parts import Part, do_part
+from .workdir import describe_input, finished_file
+from .write_coordinates import TableFiles, table_files, write_output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from unicoord_atlas.coordinates import Table
     from unicoord_atlas.loaders.sources import InputKind
 
 
@@ -45,45 +50,112 @@ class MapQueryOptions:
     """Map it all the same."""
     consistent: bool = False
     """Labels of tied levels are decoded together."""
+    part: Part | None = None
+    """Only this share of the cells; the last part to be done makes `out`."""
 
 
 def run(options: MapQueryOptions) -> dict[str, Any]:
-    """Stream the query through the encoder; MAPPED keeps the query's own obs, columns and names."""
+    """Stream the query through the encoder; MAPPED keeps the query's own obs, columns and names.
+
+    Raises
+    ------
+    AlreadyDone
+        If it was made of these very parts before.
+    UnicoordError
+        Naming the query or the option, and the way out.
+    """
     require_suffix(options.out)
     reference = ReferenceModel.load(options.reference)
-    if options.out.exists() or (options.csv and options.csv.exists()):
-        raise DataError(
-            f"{options.out if options.out.exists() else options.csv} exists; remove it or choose another name"
-        )
-    table = read_gene_table(options.gene_table) if options.gene_table else None
-    with open_query(options.query, options.layer, options.input) as source, table_files(options.out) as files:
+    if options.part is None:
+        for path in (options.out, options.csv):
+            if path and path.exists():
+                raise DataError(f"{path} exists; remove it or choose another name")
+    elif options.csv:
+        raise UsageError(f"--csv {options.csv}: not with --part; the table is obs of {options.out}")
+    with open_query(options.query, options.layer, options.input) as source:
         require_cells(source.n_obs, options.query)
-        batches = QueryBatches(source, reference.schema, reference.normalization, table=table)
-        _say_coverage(options.query, batches.coverage)
-        _require_coverage(options, batches.coverage)
-        obs = annotated(
-            reference,
-            batches,
-            source.obs,
-            files.make,
-            "map-query",
-            probabilities=options.probabilities,
-            rule=options.rule,
-            measured_g=batches.measured_g,
-            consistent=options.consistent,
-        )
-        mapped_from = {"reference": options.reference.name, "profile_share": batches.coverage.profile_share}
-        named = named_tables(reference, files.tables["X_unicoord"].rows(), obs.index)
-        adata = anndata.AnnData(obs=obs, obsm=named, uns={"unicoord": facts_of(reference) | mapped_from})
-        write_output(adata, options.out, [options.query, options.reference], files.tables)
+        if options.part is not None:
+            return _run_part(options, options.part, reference, source)
+        batches = _batches(options, reference, source)
+        with table_files(options.out) as files:
+            obs = _annotate(options, reference, batches, source.obs, files.make)
+            return _finish(options, reference, batches.coverage, obs, files)
+
+
+def _batches(options: MapQueryOptions, reference: ReferenceModel, source: QueryCells) -> QueryBatches:
+    """The query's cells in the reference's genes; DataError if these are too few."""
+    table = read_gene_table(options.gene_table) if options.gene_table else None
+    batches = QueryBatches(source, reference.schema, reference.normalization, table=table)
+    _say_coverage(options.query, batches.coverage)
+    _require_coverage(options, batches.coverage)
+    return batches
+
+
+def _annotate(
+    options: MapQueryOptions,
+    reference: ReferenceModel,
+    batches: QueryBatches,
+    obs: pd.DataFrame,
+    make_table: Callable[[str, int, int], Table],
+) -> pd.DataFrame:
+    return annotated(
+        reference,
+        batches,
+        obs,
+        make_table,
+        "map-query",
+        probabilities=options.probabilities,
+        rule=options.rule,
+        measured_g=batches.measured_g,
+        consistent=options.consistent,
+    )
+
+
+def _run_part(options: MapQueryOptions, part: Part, reference: ReferenceModel, source: QueryCells) -> dict[str, Any]:
+    """Map a share of the cells, and join all shares if it was the last."""
+    first, last = part.rows(source.n_obs)
+    mine = CellRange(source, first, last)
+    batches = _batches(options, reference, mine)
+    result: dict[str, Any] = {"part": [first, last]}
+
+    def write(partial: Path) -> None:
+        bare = pd.DataFrame(index=mine.obs.index)
+        write_columns(partial, _annotate(options, reference, batches, bare, table_maker(partial)))
+
+    def join(parts: Sequence[Path]) -> None:
+        columns = joined_columns(parts)
+        obs = source.obs.assign(**{name: columns[name] for name in columns})
+        with table_files(options.out) as files:
+            copy_tables(parts, files.make)
+            result.update(_finish(options, reference, batches.coverage, obs, files))
+
+    do_part(part, options.out, [options.query, options.reference], _settings(options), write, join)
+    return result
+
+
+def _settings(options: MapQueryOptions) -> dict[str, Any]:
+    """What tells the parts of one mapping from those of another."""
+    table = describe_input(options.gene_table) if options.gene_table else None
+    kept = ("probabilities", "layer", "input", "consistent")
+    return {"rule": asdict(options.rule), "gene_table": table, **{name: getattr(options, name) for name in kept}}
+
+
+def _finish(
+    options: MapQueryOptions, reference: ReferenceModel, coverage: Coverage, obs: pd.DataFrame, files: TableFiles
+) -> dict[str, Any]:
+    """Write what was found of all cells, and say it."""
+    mapped_from = {"reference": options.reference.name, "profile_share": coverage.profile_share}
+    named = named_tables(reference, files.tables["X_unicoord"].rows(), obs.index)
+    adata = anndata.AnnData(obs=obs, obsm=named, uns={"unicoord": facts_of(reference) | mapped_from})
+    write_output(adata, options.out, [options.query, options.reference], files.tables)
     if options.csv:
         with finished_file(options.csv) as partial:
             obs.to_csv(partial)
     return {
         "mapped": str(options.out),
         "cells": adata.n_obs,
-        "genes_found": batches.coverage.num_found,
-        "profile_share": batches.coverage.profile_share,
+        "genes_found": coverage.num_found,
+        "profile_share": coverage.profile_share,
         "predictions": say_predictions(obs, reference),
         **say_calls(obs, reference, options.rule),
     }

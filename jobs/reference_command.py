@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .command_line import Json, Out, finish
+from .command_line import Json, Out, PartOption, finish
 
 Reference = Annotated[str, typer.Option(help="A reference directory, or hf://USER/NAME on the Hugging Face hub.")]
 
@@ -59,6 +59,7 @@ def map_query(
         float, typer.Option(help="Refuse a query whose genes carry less of the reference's mean profile.")
     ] = 0.3,
     force: Annotated[bool, typer.Option(help="Map it whatever it covers.")] = False,
+    part: PartOption = None,
     as_json: Json = False,
 ) -> None:
     """Map new cells onto a reference: coordinates, labels, confidence, novelty.
@@ -71,6 +72,7 @@ def map_query(
 
     from . import map_query as job
     from .hub import local_reference
+    from .parts import Part
 
     options = job.MapQueryOptions(
         query,
@@ -85,6 +87,7 @@ def map_query(
         min_coverage,
         force,
         consistent,
+        Part.of(part),
     )
     finish(job.run(options), as_json)
 

@@ -34,6 +34,33 @@ class QueryCells(Cells, Protocol):
         """Cells; index = names."""
         ...
 
+    def blocks(self, rows_per_block: int, start: int = 0, stop: int | None = None) -> Iterator[CsrBlock]:
+        """Blocks of consecutive rows, of all or of start to stop."""
+        ...
+
+
+class CellRange:
+    """Consecutive cells of a query as a query of its own."""
+
+    def __init__(self, cells: QueryCells, start: int, stop: int) -> None:
+        self._cells, self._start, self._stop = cells, start, stop
+        self.path, self.n_obs = cells.path, stop - start
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """Genes; index = names."""
+        return self._cells.var
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """Cells; index = names."""
+        return self._cells.obs.iloc[self._start : self._stop]
+
+    def blocks(self, rows_per_block: int, start: int = 0, stop: int | None = None) -> Iterator[CsrBlock]:
+        """Blocks of consecutive rows."""
+        end = self._stop if stop is None else self._start + stop
+        yield from self._cells.blocks(rows_per_block, self._start + start, end)
+
 
 class StoreCells:
     """A finished atlas store as a query."""
@@ -53,10 +80,11 @@ class StoreCells:
         """Cells; index = names."""
         return self._store.obs()
 
-    def blocks(self, rows_per_block: int) -> Iterator[CsrBlock]:
+    def blocks(self, rows_per_block: int, start: int = 0, stop: int | None = None) -> Iterator[CsrBlock]:
         """Blocks of consecutive rows, the next being read meanwhile."""
-        starts = range(0, self.n_obs, rows_per_block)
-        yield from in_order(lambda start: self._read(start, min(start + rows_per_block, self.n_obs)), starts, 1)
+        end = self.n_obs if stop is None else stop
+        starts = range(start, end, rows_per_block)
+        yield from in_order(lambda first: self._read(first, min(first + rows_per_block, end)), starts, 1)
 
     def _read(self, start: int, stop: int) -> CsrBlock:
         rows = self._store.read_ranges(np.array([[start, stop]], np.int64))

@@ -15,7 +15,7 @@ from .lineage import Tie, consistent_codes
 from .version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -79,10 +79,15 @@ def coordinates(
         measured_g=measured_g,
         consistent=consistent,
     )
+    return coordinates_of(reference, table, tables)
+
+
+def coordinates_of(reference: ReferenceModel, obs: pd.DataFrame, tables: Mapping[str, MemoryTable]) -> anndata.AnnData:
+    """The AnnData of `coordinates`, of its obs and tables."""
     obsm: dict[str, object] = {key: part.values for key, part in tables.items()}
     if tables:
         obsm |= named_tables(reference, tables["X_unicoord"].values, obs.index)
-    return anndata.AnnData(obs=table, obsm=obsm, uns={"unicoord": facts_of(reference)})
+    return anndata.AnnData(obs=obs, obsm=obsm, uns={"unicoord": facts_of(reference)})
 
 
 def annotated(

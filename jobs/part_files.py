@@ -1,0 +1,61 @@
+"""What a part of export-latents or map-query leaves for the join: obs columns as parquet, tables of obsm as .npy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from unicoord_atlas.coordinates import Table
+
+_COLUMNS = "columns.parquet"
+
+
+class PartTable:
+    """(n, width) float32 in a .npy file, filled from the first row to the last."""
+
+    def __init__(self, path: Path, num_rows: int, width: int) -> None:
+        self._values = np.lib.format.open_memmap(path, "w+", np.float32, (num_rows, width))
+        self._next = 0
+
+    def append(self, values: NDArray[np.float32]) -> None:
+        """Put the next rows."""
+        self._values[self._next : self._next + len(values)] = values
+        self._next += len(values)
+
+
+def table_maker(folder: Path) -> Callable[[str, int, int], PartTable]:
+    """Makes tables in a part's directory; see `coordinates.annotated`."""
+    return lambda key, num_rows, width: PartTable(folder / f"{key}.npy", num_rows, width)
+
+
+def write_columns(folder: Path, columns: pd.DataFrame) -> None:
+    """Leave the obs columns of a part's cells."""
+    columns.to_parquet(folder / _COLUMNS)
+
+
+def joined_columns(folders: Sequence[Path]) -> pd.DataFrame:
+    """The obs columns of all cells: the parts have the same categories, so these stay."""
+    return pd.concat([pd.read_parquet(folder / _COLUMNS) for folder in folders])
+
+
+def copy_tables(folders: Sequence[Path], make_table: Callable[[str, int, int], Table]) -> None:
+    """Put the tables of all parts one below the other."""
+    filled = [folder for folder in folders if any(folder.glob("*.npy"))]  # a part may have no cells
+    for path in sorted(filled[0].glob("*.npy")):
+        lengths = [_mapped(folder / path.name).shape for folder in filled]
+        table = make_table(path.stem, sum(length for length, _ in lengths), lengths[0][1])
+        for folder in filled:
+            table.append(_mapped(folder / path.name))
+
+
+def _mapped(path: Path) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return values
