@@ -1,4 +1,4 @@
-"""A Dask cluster for a job: `local:N` starts N processes here, `k8s` is the Job's own pods, else a scheduler's address."""
+"""A Dask cluster for a job: `local:N` starts N processes here, `k8s` is the pods of this Job, else an address."""
 
 from __future__ import annotations
 

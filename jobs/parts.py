@@ -1,8 +1,8 @@
 """A job in parts: each of many processes does its share of the cells, and the last to finish joins the shares.
 
-A part is a finished directory of its own in a hidden folder beside the output (`.NAME.DIGEST.parts/INDEX`); its manifest
-is its done-marker.  So any part may be done again at any time: it finds its share there, and joins if all others are.
-Parts of other inputs or settings lie in a folder of another digest.
+A part is a finished directory of its own in a hidden folder beside the output (`.NAME.DIGEST.parts/INDEX`), and its
+manifest is its done-marker.  So any part may be done again at any time: it finds its share there, and joins if all
+others are there, too.  Parts of other inputs or settings lie in a folder of another digest.
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ class JobController:
     def __init__(self, objects: list[dict], folder: Path) -> None:
         self._objects = {(each["kind"], each["metadata"]["name"]): each for each in objects}
         self.folder = folder
+        self.data = folder / "data"
         self._ports: dict[str, int] = {}
         for kind, name in self._objects:
             if kind == "ConfigMap":

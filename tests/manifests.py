@@ -17,6 +17,12 @@ def rendered(overlay: Path) -> list[dict]:
     return kustomize(overlay)
 
 
+def steps_of_readme() -> list[str]:
+    """The Jobs that k8s/README.md runs, in its order."""
+    text = (ROOT / "k8s" / "README.md").read_text()
+    return re.findall(r"^ {4}step ([a-z-]+)", text, re.MULTILINE)
+
+
 def of_kind(objects: list[dict], kind: str) -> list[dict]:
     return [each for each in objects if each["kind"] == kind]
 

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from manifests import (
     of_kind,
     pod_specs,
     rendered,
+    steps_of_readme,
 )
 
 from unicoord_atlas.config import RunConfig
@@ -50,7 +52,8 @@ def test_all_overlays_are_looked_at():
 def test_an_overlay_fits_the_schemas_of_kubernetes(overlay, version):
     import kubernetes_validate
 
-    for each in [*rendered(overlay), yaml.safe_load((ROOT / "k8s" / "namespace.yaml").read_text())]:
+    plain = [yaml.safe_load((ROOT / "k8s" / name).read_text()) for name in ("namespace.yaml", "files.yaml")]
+    for each in [*rendered(overlay), *plain]:
         if each["kind"] == "DaskCluster":  # its definition takes everything; these are what the operator makes of it
             scheduler, worker = each["spec"]["scheduler"], each["spec"]["worker"]
             for kind, spec in (("Service", scheduler["service"]), ("Pod", scheduler["spec"]), ("Pod", worker["spec"])):
@@ -226,6 +229,22 @@ def test_the_config_map_is_a_run_and_its_name_has_its_hash(overlay, tmp_path):
     assert set(each["data"]) == {"run.toml"}
     (tmp_path / "run.toml").write_text(each["data"]["run.toml"])
     assert "cell_type" in RunConfig.load(tmp_path / "run.toml", []).latent.discrete
+
+
+def test_the_pod_for_files_is_hardened_too():
+    pod = yaml.safe_load((ROOT / "k8s" / "files.yaml").read_text())["spec"]
+    assert faults_of_pod("files", pod) == []
+
+
+def test_the_readme_names_what_is_there():
+    """Its paths exist, its steps are Jobs, and each overlay is in its table."""
+    text = (ROOT / "k8s" / "README.md").read_text()
+    assert set(steps_of_readme()) | {"select-gene-sets"} == STEPS
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", text, re.M)) == {path.name for path in OVERLAYS}
+    for path in re.findall(r"k8s/[\w./-]+", text):
+        assert (ROOT / path).exists(), path
+    shared = [each["kind"] for each in rendered(OVERLAYS[0]) if each["kind"] != "Job"]
+    assert "PersistentVolumeClaim" in shared and "ConfigMap" in shared
 
 
 def test_kueue_lets_jobs_go():
