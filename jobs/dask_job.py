@@ -70,6 +70,8 @@ def job_client() -> Iterator[Any]:
     require_dask()
     from distributed import Client, LocalCluster
 
+    if is_worker(K8S):
+        raise UsageError(f"--dask {K8S}: this command has no workers in a Job; give ingest or build-graph to it")
     address = _told(_SCHEDULER)
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     if not (host and port.isdigit()):

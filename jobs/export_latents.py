@@ -16,7 +16,7 @@ from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.reference import ReferenceModel
 
 from .export_reference import model_of_run
-from .part_files import copy_tables, joined_columns, table_maker, write_columns
+from .part_files import copy_tables, table_maker, with_columns, write_columns
 from .parts import Part, do_part
 from .workdir import check_output, finished_directory
 from .write_coordinates import write_anndata, write_parquet
@@ -104,8 +104,7 @@ def _joined(store: CellStore, reference: ReferenceModel, parts: Sequence[Path]) 
         return tables[key]
 
     copy_tables(parts, make)
-    columns = joined_columns(parts)
-    return coordinates_of(reference, store.obs().assign(**{name: columns[name] for name in columns}), tables)
+    return coordinates_of(reference, with_columns(store.obs(), parts), tables)
 
 
 def _in_order(store: CellStore, first: int, last: int) -> Iterator[MiniBatch]:

@@ -57,6 +57,8 @@ class IngestOptions:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.out is None and not self.dry_run:
             raise UsageError("--out is missing; name the store to write, or give --dry-run")
+        if self.dry_run and self.dask == "k8s":
+            raise UsageError("--dry-run is for one process; leave out --dask k8s")
 
     def settings(self) -> dict[str, Any]:
         """What changes the result, for the manifest."""

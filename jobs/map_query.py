@@ -18,7 +18,7 @@ from unicoord_atlas.query import Coverage, QueryBatches
 from unicoord_atlas.reference import ReferenceModel
 
 from .map_report import say_calls, say_predictions
-from .part_files import copy_tables, joined_columns, table_maker, write_columns
+from .part_files import copy_tables, table_maker, with_columns, write_columns
 from .parts import Part, do_part
 from .workdir import describe_input, finished_file
 from .write_coordinates import TableFiles, table_files, write_output
@@ -123,8 +123,7 @@ def _run_part(options: MapQueryOptions, part: Part, reference: ReferenceModel, s
         write_columns(partial, _annotate(options, reference, batches, bare, table_maker(partial)))
 
     def join(parts: Sequence[Path]) -> None:
-        columns = joined_columns(parts)
-        obs = source.obs.assign(**{name: columns[name] for name in columns})
+        obs = with_columns(source.obs, parts)
         with table_files(options.out) as files:
             copy_tables(parts, files.make)
             result.update(_finish(options, reference, batches.coverage, obs, files))

@@ -41,9 +41,11 @@ def write_columns(folder: Path, columns: pd.DataFrame) -> None:
     columns.to_parquet(folder / _COLUMNS)
 
 
-def joined_columns(folders: Sequence[Path]) -> pd.DataFrame:
-    """The obs columns of all cells: the parts have the same categories, so these stay."""
-    return pd.concat([pd.read_parquet(folder / _COLUMNS) for folder in folders])
+def with_columns(obs: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFrame:
+    """Obs of all cells with the columns of all parts, which have the same categories; names need not be unique."""
+    tables = [pd.read_parquet(folder / _COLUMNS) for folder in folders]
+    columns = pd.concat([table for table in tables if len(table)])  # one without cells has lost its categories
+    return obs.assign(**{name: columns[name].array for name in columns})
 
 
 def copy_tables(folders: Sequence[Path], make_table: Callable[[str, int, int], Table]) -> None:

@@ -2,7 +2,7 @@
 
 A part is a finished directory of its own in a hidden folder beside the output (`.NAME.DIGEST.parts/INDEX`), and its
 manifest is its done-marker.  So any part may be done again at any time: it finds its share there, and joins if all
-others are there, too.  Parts of other inputs or settings lie in a folder of another digest.
+others are there too.  Parts of other inputs or settings lie in a folder of another digest.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,9 @@ def do_part(
     places = [_place(folder, index) for index in range(part.count)]
     with _alone(folder):
         if not (folder / _JOINED).exists():
-            if not all((place / MANIFEST).exists() for place in places):
+            waiting = sum(not (place / MANIFEST).exists() for place in places)
+            if waiting:
+                print(f"part {part.index}/{part.count} is done; {waiting} others are not", file=sys.stderr)
                 return False
             (folder / _JOINING).touch()
             if not out.exists():  # else a process was killed right after it had made it

@@ -52,5 +52,6 @@ def test_a_worker_that_comes_too_late_has_succeeded(nobody, tmp_path):
 @pytest.mark.parametrize("address", ["tcp://ingest-0.ingest", "8786"])
 def test_an_address_without_port_is_refused(monkeypatch, address):
     monkeypatch.setenv("UNICOORD_SCHEDULER", address)
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
     with pytest.raises(UsageError, match="HOST:PORT"), dask_job.job_client():
         pass

@@ -3,9 +3,13 @@
 import threading
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from unicoord_atlas.coordinates import MemoryTable
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
+from unicoord_atlas.jobs.part_files import copy_tables, table_maker, with_columns, write_columns
 from unicoord_atlas.jobs.parts import Part, do_part
 
 CELLS = 10
@@ -122,3 +126,26 @@ def test_a_part_is_named_by_option_or_by_launch(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
     assert Part.of(None) == Part(3, 4)
+
+
+def test_columns_and_tables_of_parts_are_put_together(tmp_path):
+    """Cells of one name, a category that a part lacks, a part without cells: the rows stay where they are."""
+    obs = pd.DataFrame({"own": range(5)}, index=["a", "a", "b", "c", "a"])
+    predicted = pd.Categorical(["T", "T", "B", "T", "NK"], ["B", "NK", "T", "never"])
+    values = np.arange(10, dtype=np.float32).reshape(5, 2)
+    folders = [tmp_path / str(index) for index in range(3)]
+    for folder, rows in zip(folders, (slice(0, 3), slice(3, 3), slice(3, 5))):
+        folder.mkdir()
+        write_columns(folder, pd.DataFrame({"predicted": predicted[rows]}, index=obs.index[rows]))
+        if rows.start < rows.stop:
+            table = table_maker(folder)("X_a", rows.stop - rows.start, 2)
+            table.append(values[rows])
+    pd.testing.assert_frame_equal(with_columns(obs, folders), obs.assign(predicted=predicted))
+    made = {}
+
+    def make(key, num_rows, width):
+        made[key] = MemoryTable(key, num_rows, width)
+        return made[key]
+
+    copy_tables(folders, make)
+    np.testing.assert_array_equal(made["X_a"].values, values)
