@@ -10,6 +10,21 @@ OVERLAYS = sorted(path.parent for path in (ROOT / "k8s" / "overlays").glob("*/ku
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 QUANTITY = re.compile(r"(\d+(\.\d+)?)(m|[KMGTP]i?)?")
 _FACTORS = {"m": 1e-3, **{f"{c}i": 1024.0**n for n, c in enumerate("KMGTP", 1)}}
+ENUMS = {
+    "restartPolicy": {"Always", "OnFailure", "Never"},
+    "completionMode": {"Indexed", "NonIndexed"},
+    "podReplacementPolicy": {"Failed", "TerminatingOrFailed"},
+    "action": {"FailIndex", "FailJob", "Ignore", "Count", "FailJobSet"},
+    "operator": {"In", "NotIn", "Exists", "Equal"},
+    "imagePullPolicy": {"Always", "IfNotPresent", "Never"},
+    "medium": {"", "Memory"},
+    "protocol": {"TCP", "UDP", "SCTP"},
+    "accessModes": {"ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"},
+    "policyTypes": {"Ingress", "Egress"},
+    "fsGroupChangePolicy": {"OnRootMismatch", "Always"},
+    "effect": {"NoSchedule", "PreferNoSchedule", "NoExecute"},
+}
+"""Words that the API server takes, and schemas only describe."""
 
 
 @cache
@@ -51,6 +66,15 @@ def amount(text: str) -> float:
     found = QUANTITY.fullmatch(text)
     assert found, f"{text!r} is no quantity"
     return float(found[1]) * _FACTORS.get(found[3] or "", 1.0)
+
+
+def unknown_words(node: object, key: str = "") -> list[str]:
+    """Values that are none of those that their field takes."""
+    if isinstance(node, dict):
+        return [fault for name, value in node.items() for fault in unknown_words(value, name)]
+    if isinstance(node, list):
+        return [fault for value in node for fault in unknown_words(value, key)]
+    return [f"{key}: {node}"] if key in ENUMS and node not in ENUMS[key] else []
 
 
 def faults_of_pod(name: str, pod: dict) -> list[str]:

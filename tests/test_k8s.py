@@ -20,6 +20,7 @@ from manifests import (
     pod_specs,
     rendered,
     steps_of_readme,
+    unknown_words,
 )
 
 from unicoord_atlas.config import RunConfig
@@ -115,6 +116,7 @@ def test_pods_are_hardened_and_jobs_are_boring(overlay):
     objects = rendered(overlay)
     faults = [fault for name, pod in pod_specs(objects) for fault in faults_of_pod(name, pod)]
     faults += [fault for name, spec in job_specs(objects) for fault in faults_of_job(name, spec)]
+    faults += unknown_words(objects)
     assert faults == []
     assert {name for name, _ in job_specs(objects)} == STEPS
 
@@ -136,7 +138,27 @@ def test_a_pod_that_is_not_hardened_is_found():
     ):
         pod = copy.deepcopy(good)
         change(pod)
+        assert unknown_words(pod) == []
         assert any(word in fault for fault in faults_of_pod("x", pod)), word
+    assert unknown_words([{"rules": [{"action": "FailPod"}]}]) == ["action: FailPod"]
+
+
+def test_a_job_that_would_be_refused_or_surprise_is_found():
+    good = dict(job_specs(rendered(OVERLAYS[0])))["export-latents"]
+    for change, word in (
+        (lambda spec: spec.update(parallelism=1), "indexes"),
+        (lambda spec: spec.update(completionMode="NonIndexed"), "indexes"),
+        (lambda spec: spec["template"]["spec"].update(restartPolicy="OnFailure"), "restart"),
+        (lambda spec: spec.update(podReplacementPolicy="TerminatingOrFailed"), "restart"),
+        (lambda spec: spec.update(backoffLimit=6), "backoff"),
+        (lambda spec: spec.update(maxFailedIndexes=1000), "maxFailedIndexes"),
+        (lambda spec: spec["template"]["spec"].update(terminationGracePeriodSeconds=30), "grace"),
+        (lambda spec: spec["podFailurePolicy"]["rules"].pop(), "failures"),
+    ):
+        spec = copy.deepcopy(good)
+        change(spec)
+        assert any(word in fault for fault in faults_of_job("x", spec)), word
+    assert faults_of_job("a" * 56, good) == [f"{'a' * 56}: name"]
 
 
 @each_overlay
