@@ -136,14 +136,10 @@ class JobController:
         local = {key: self._here(value, mounts, pod) for key, value in told.items()}
         args = [self._here(_expanded(arg, told), mounts, pod) for arg in container["args"]]
         assert container["command"] == ["unicoord-atlas"]
-        log = (self.folder / f"{name}-{number}.log").open("ab")
-        return subprocess.Popen(
-            [sys.executable, "-m", "unicoord_atlas.jobs.cli", *args],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(mounts["/tmp"]), **local},
-            stdout=log,
-            stderr=log,
-            cwd=mounts["/tmp"],
-        )
+        command = [sys.executable, "-m", "unicoord_atlas.jobs.cli", *args]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(mounts["/tmp"]), **local}
+        with (self.folder / f"{name}-{number}.log").open("ab") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=mounts["/tmp"])
 
     def _volume(self, volume: dict, pod: str) -> Path:
         """A claim is shared by all pods, an emptyDir is the pod's own."""
