@@ -78,7 +78,9 @@ def dask_client(address: str) -> Iterator[Any]:
     count = int(workers)
     limit = MEMORY_LIMIT // count
     with (
-        LocalCluster(count, threads_per_worker=1, dashboard_address=None, memory_limit=limit) as cluster,
+        LocalCluster(
+            n_workers=count, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=limit
+        ) as cluster,
         Client(cluster) as client,
     ):
         yield client

@@ -77,7 +77,7 @@ def job_client() -> Iterator[Any]:
     if not (host and port.isdigit()):
         raise UsageError(f"{_SCHEDULER}={address}: write it as tcp://HOST:PORT, index 0 of this Job")
     with (
-        LocalCluster(0, host=host, scheduler_port=int(port), dashboard_address=None) as cluster,
+        LocalCluster(n_workers=0, host=host, scheduler_port=int(port), dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         yield client

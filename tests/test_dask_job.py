@@ -6,6 +6,7 @@ import pytest
 
 from unicoord_atlas.errors import AlreadyDone, UsageError
 from unicoord_atlas.jobs import dask_job
+from unicoord_atlas.jobs.dask_client import dask_client
 from unicoord_atlas.training.ranks import PeersLost
 
 
@@ -55,3 +56,14 @@ def test_an_address_without_port_is_refused(monkeypatch, address):
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
     with pytest.raises(UsageError, match="HOST:PORT"), dask_job.job_client():
         pass
+
+
+def test_clusters_have_the_workers_that_are_asked_for(monkeypatch, nobody):
+    """One for local:1; in a Job none but those that come by themselves."""
+    with dask_client("local:1") as client:
+        assert list(client.nthreads().values()) == [1]
+        assert client.submit(pow, 2, 5).result() == 32
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    with dask_client("k8s") as client:
+        assert client.nthreads() == {}
+        assert client.scheduler_info()["address"] == nobody
