@@ -31,6 +31,7 @@ def finish(result: dict[str, Any], as_json: bool) -> None:
         "generated",
         "restored",
         "figure",
+        "report",
         "simulated",
     ):
         if key in result:
