@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from unicoord_atlas.report.page import Picture
 
@@ -27,4 +30,12 @@ class Album:
         with plt.rc_context({"text.parse_math": False}):  # a $ in the name of a type begins no formula
             for suffix in self._suffixes:
                 draw(self._folder / f"{name}{suffix}")
-        return Picture(title, (self._folder / f"{name}.png").read_bytes())
+        return Picture(title, _fewer_colours(self._folder / f"{name}.png"))
+
+
+def _fewer_colours(path: Path) -> bytes:
+    """The PNG with a palette of 256: a third of the bytes where there are many points."""
+    data = io.BytesIO()
+    with Image.open(path) as image:
+        image.convert("RGB").quantize(256).save(data, "PNG", optimize=True)
+    return data.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 import zarr
 
 from unicoord_atlas.gene_sets.activities import activity_table
-from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, GENE_SETS, GRAPH_FACTS
+from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, GENE_SETS
 from unicoord_atlas.report.page import Section, Table
 from unicoord_atlas.report.plane import MOST_POINTS, drawn_rows, umap_of_graph, umap_of_points
 
@@ -40,7 +41,11 @@ def map_section(inputs: Inputs, album: Album, most: int = MOST_POINTS) -> tuple[
         total, obs = len(inputs.latents.obs), inputs.latents.obs
         rows = drawn_rows(total, most)
         places, what = umap_of_points(inputs.latents.table("X_unicoord_bio", rows)), "the latents"
-    elif inputs.store is not None and _has_graph(inputs.store) and inputs.store.n_obs <= most:
+    elif (
+        inputs.store is not None
+        and _has(inputs.store, f"obsp/{CONNECTIVITIES}", f"obsm/{_PCA}")
+        and inputs.store.n_obs <= most
+    ):
         total, obs = inputs.store.n_obs, inputs.store.obs()
         rows = drawn_rows(total, most)
         places, what = _of_graph(inputs.store), "the graph of the atlas (no latents were given)"
@@ -51,7 +56,7 @@ def map_section(inputs: Inputs, album: Album, most: int = MOST_POINTS) -> tuple[
     if len(rows) < total:
         line = f"UMAP of {what}: {len(rows):,} of {total:,} cells, drawn at random."
     pictures = [
-        album.picture(f"map by {name}", lambda p, v=values, n=name: draw_map(places, v, n, p))
+        album.picture(f"map by {name}", partial(draw_map, places, values, name))
         for name, values in _colours(inputs, obs.iloc[rows])
     ]
     return Section("map", "Map", [line], pictures=pictures), {"cells": total, "drawn": len(rows)}
@@ -77,15 +82,15 @@ def activities_section(inputs: Inputs, album: Album, most: int = MOST_POINTS) ->
             title,
             [f"{len(types):,} {cells}, by {types.name}."],
             [Table("most active sets", (str(types.name), "sets"), rows)],
-            [album.picture("activities by type", lambda p: draw_activities(table, p))],
+            [album.picture("activities by type", partial(draw_activities, table))],
         ),
         {"cells": len(types), "top": top, "mean": means},
     )
 
 
-def _has_graph(store: CellStore) -> bool:
-    group: Any = zarr.open_group(Path(store.uri), mode="r")
-    return GRAPH_FACTS in group["uns"] and _PCA in group["obsm"]
+def _has(store: CellStore, *names: str) -> bool:
+    group = zarr.open_group(Path(store.uri), mode="r")
+    return all(name in group for name in names)
 
 
 def _of_graph(store: CellStore) -> NDArray[np.float32]:
@@ -111,7 +116,7 @@ def _scores_and_types(inputs: Inputs, most: int) -> tuple[pd.DataFrame, pd.Serie
         return None
     label = next((name for name in inputs.labels if name not in inputs.config.latent.technical), inputs.labels[0])
     store, latents, mapped = inputs.store, inputs.latents, inputs.mapped
-    if store is not None and GENE_SETS in (zarr.open_group(Path(store.uri), mode="r")["obsm"]):
+    if store is not None and _has(store, f"obsm/{GENE_SETS}"):
         obs = store.obs()
         if label in obs:
             rows = drawn_rows(store.n_obs, most)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .evaluate_figures import short
 from .plotting import plt, save
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def draw_counts(counts: Mapping[str, int], title: str, path: Path) -> None:
         bars = [*bars, (f"{len(rest)} others", sum(count for _, count in rest))]
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.22 * len(bars)), layout="constrained")
     axes.barh(range(len(bars)), [count for _, count in bars], color="tab:blue")
-    axes.set_yticks(range(len(bars)), [_short(name) for name, _ in bars], fontsize=8)
+    axes.set_yticks(range(len(bars)), [short(name) for name, _ in bars], fontsize=8)
     axes.set(title=title, xlabel="cells")
     axes.invert_yaxis()
     save(figure, path)
@@ -57,23 +58,24 @@ def draw_curves(entries: Sequence[Mapping[str, Any]], pairs: Mapping[str, Mappin
 def draw_map(places_n2: NDArray[np.float32], values: pd.Series, title: str, path: Path) -> None:
     """Cells on a plane by label, the twenty most frequent in colours of their own, or by number."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    x, y = places_n2.T
     size = float(np.clip(20_000 / len(places_n2), 0.3, 8))
     style: dict[str, Any] = {"s": size, "linewidths": 0, "rasterized": True}  # an SVG of all points would be huge
     if values.dtype.kind == "f":
         known = values.notna().to_numpy()
-        axes.scatter(*places_n2[~known].T, color=_REST, **style)
-        dots = axes.scatter(*places_n2[known].T, c=values[known].to_numpy(), cmap="viridis", **style)
+        axes.scatter(x[~known], y[~known], color=_REST, **style)
+        dots = axes.scatter(x[known], y[known], c=values[known].to_numpy(), cmap="viridis", **style)
         figure.colorbar(dots, ax=axes, shrink=0.7)
     else:
         names = values.astype("string")
         frequent = list(names.value_counts().index[:_COLOURS])
         rest = ~names.isin(frequent).to_numpy()
-        axes.scatter(*places_n2[rest].T, color=_REST, **style)
+        axes.scatter(x[rest], y[rest], color=_REST, **style)
         colours = dict(zip(frequent, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
         coloured = np.array([colours[name] for name in names[~rest]]).reshape(-1, 3)
-        axes.scatter(*places_n2[~rest].T, c=coloured, **style)
+        axes.scatter(x[~rest], y[~rest], c=coloured, **style)
         marks = [axes.plot([], [], "o", color=colour)[0] for colour in colours.values()]
-        texts = [_short(name) for name in frequent]
+        texts = [short(name) for name in frequent]
         if rest.any():
             marks.append(axes.plot([], [], "o", color=_REST)[0])
             texts.append("others or unlabelled")
@@ -93,12 +95,8 @@ def draw_against_truth(truth: pd.DataFrame, found: pd.DataFrame, path: Path) -> 
         axes.scatter(x, y, s=4, linewidths=0, alpha=0.5, rasterized=True)
         ends = [float(x.min()), float(x.max())]
         axes.plot(ends, ends, color="0.6", linestyle="--", linewidth=1)
-        axes.set_title(_short(str(name)), fontsize=9)
+        axes.set_title(short(str(name)), fontsize=9)
         axes.set(xlabel="truth", ylabel="coordinate")
     for axes in grid.ravel()[len(names) :]:
         axes.axis("off")
     save(figure, path)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 50 else f"{name[:49]}…"

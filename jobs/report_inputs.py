@@ -69,7 +69,7 @@ class Inputs:
     @property
     def best(self) -> dict[str, Any]:
         """The metrics of the epoch that is exported."""
-        return next((entry for entry in self.entries if entry["epoch"] == self.best_epoch - 1), self.entries[-1])
+        return next(entry for entry in self.entries if entry["epoch"] == self.best_epoch - 1)
 
     @property
     def labels(self) -> list[str]:
@@ -107,8 +107,9 @@ def open_inputs(run: Path, atlas: Path | None, latents: Path | None, mapped: Pat
     model = model_of_run(run)
     facts = read_json(run / "run.json")
     entries = read_metrics(run / "metrics.jsonl")
-    if not entries:
-        raise DataError(f"{run / 'metrics.jsonl'}: missing or empty; restore it, or train again")
+    best_epoch = int(read_json(pointed(run / "checkpoints", "latest") / "state.json")["best_epoch"])
+    if best_epoch - 1 not in [entry["epoch"] for entry in entries]:
+        raise DataError(f"{run / 'metrics.jsonl'}: has no line of epoch {best_epoch}; restore it, or train again")
     store = open_store(atlas) if atlas else None
     if store is not None and store.fingerprint != facts.get("fingerprint"):
         raise DataError(f"--atlas {atlas}: {run} was trained on another atlas ({facts.get('atlas')})")
@@ -120,7 +121,7 @@ def open_inputs(run: Path, atlas: Path | None, latents: Path | None, mapped: Pat
         reference,
         _config(run, facts),
         entries,
-        int(read_json(pointed(run / "checkpoints", "latest") / "state.json")["best_epoch"]),
+        best_epoch,
         store,
         Latents(latents) if latents else None,
         _mapped(mapped, reference) if mapped else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,8 @@ class Predictions:
 
 def predictions_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]:
     """Confusion and calibration, of validation cells and of mapped cells with a truth."""
-    title, parts, numbers = "Predictions", [], {}
+    title, parts = "Predictions", []
+    numbers: Numbers = {}
     for found in [*_of_validation(inputs), *_of_mapped(inputs)]:
         classes = class_scores(found.truth, found.predicted)
         right = found.truth == found.predicted
@@ -56,8 +58,8 @@ def predictions_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]
             (
                 Table(name, ("metric", "value"), list(metrics.items())),
                 _class_table(name, classes),
-                album.picture(f"confusion: {name}", lambda p, c=confusion, n=found.label: draw_confusion(c, n, p)),
-                album.picture(f"calibration: {name}", lambda p, b=bins, e=metrics["ece"]: draw_calibration(b, e, p)),
+                album.picture(f"confusion: {name}", partial(draw_confusion, confusion, found.label)),
+                album.picture(f"calibration: {name}", partial(draw_calibration, bins, metrics["ece"])),
             )
         )
         numbers.setdefault(found.label, {})[found.cells] = {
@@ -95,7 +97,7 @@ def continuous_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]:
             title,
             ["Validation cells whose value is known."],
             [Table("agreement", ("dimension", "cells", "Pearson's r", "root mean square error"), table)],
-            [album.picture("coordinates against the truth", lambda p: draw_against_truth(truth, found, p))],
+            [album.picture("coordinates against the truth", partial(draw_against_truth, truth, found))],
         ),
         numbers,
     )

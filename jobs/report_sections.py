@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def trained_on_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]:
         rows = [(each, both[0].get(each), both[1].get(each)) for each in dict.fromkeys([*both[0], *both[1]])]
         tables.append(Table(f"cells by {name}", (name, "in the atlas", "trained on with this label"), rows))
         counts = both[0] or both[1]
-        pictures.append(album.picture(f"cells by {name}", lambda p, c=counts, n=name: draw_counts(c, f"by {n}", p)))
+        pictures.append(album.picture(f"cells by {name}", partial(draw_counts, counts, f"by {name}")))
     numbers = {**cells, "genes": config.network.num_genes, "atlas": atlas, "labels": trained}
     return Section("trained-on", "Trained on", lines, tables, pictures), numbers
 
@@ -72,7 +73,7 @@ def losses_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]:
                 Table(f"epoch {inputs.best_epoch}", ("", "training", "validation"), rows),
                 Table("the exported model on validation cells", ("metric", "value"), list(metrics.items())),
             ],
-            [album.picture("losses by epoch", lambda p: draw_curves(inputs.entries, panels, p))],
+            [album.picture("losses by epoch", partial(draw_curves, inputs.entries, panels))],
         ),
         {"best_epoch": inputs.best_epoch, "epochs": inputs.entries, "model": metrics},
     )
@@ -81,7 +82,7 @@ def losses_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]:
 def reconstruction_section(inputs: Inputs) -> tuple[Section, Numbers]:
     """Squared error of the exported epoch, and the share of the cells' variance that this leaves explained."""
     reference = inputs.reference
-    numbers = {
+    numbers: Numbers = {
         key: float(inputs.best[key]) for key in ("reconstruction", "validation_reconstruction") if key in inputs.best
     }
     place = {gene: number for number, gene in enumerate(reference.schema.genes)}
@@ -138,7 +139,7 @@ def throughput_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]:
         "data_wait": waited / seconds,
     }
     panels = {"cells/s": {"cells_per_second": ""}, "share of time waiting for cells": {"data_wait": ""}}
-    picture = album.picture("throughput by epoch", lambda p: draw_curves(entries, panels, p))
+    picture = album.picture("throughput by epoch", partial(draw_curves, entries, panels))
     table = Table("whole run", ("", "value"), list(numbers.items()))
     return Section("throughput", "Throughput", tables=[table], pictures=[picture]), numbers
 
