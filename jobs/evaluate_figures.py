@@ -27,8 +27,9 @@ def draw_confusion(confusion: pd.DataFrame, label: str, path: Path) -> None:
     """Shares of each true class by predicted class."""
     shares = confusion.div(confusion.sum(axis=1), axis=0).to_numpy()
     predicted, truth = ([short(str(name)) for name in names] for names in (confusion.columns, confusion.index))
-    size = 2 + 0.35 * max(confusion.shape) + 0.08 * max(map(len, [*predicted, *truth]))
-    figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
+    size = 2 + 0.35 * max(confusion.shape)
+    room = [0.085 * max(map(len, names)) for names in (truth, predicted)]  # beside and below
+    figure, axes = plt.subplots(figsize=(size + 1 + room[0], size + room[1]), layout="constrained")
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     axes.set_xticks(range(len(predicted)), predicted, rotation=90)
     axes.set_yticks(range(len(truth)), truth)

@@ -16,6 +16,9 @@ from cells import counts_of_types
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.jobs import build_graph, export_latents, export_reference, ingest, map_query, report, train
+from unicoord_atlas.jobs.report_album import Album
+from unicoord_atlas.jobs.report_cells import map_section
+from unicoord_atlas.jobs.report_inputs import open_inputs
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.report.page import DATA_ID, Section, Table, json_in_html, page
 from unicoord_atlas.report.plane import drawn_rows
@@ -185,6 +188,13 @@ def test_map_of_the_atlas_graph_stands_in_for_latents(folder):
     result = report.run(report.ReportOptions(folder / "run", folder / "graph.html", folder / "atlas.zarr"))
     assert "map" not in result["left_out"]
     assert "UMAP of the graph of the atlas" in (folder / "graph.html").read_text()
+
+
+def test_a_map_of_some_cells_says_so(folder, tmp_path):
+    inputs = open_inputs(folder / "run", None, folder / "latents.zarr", None)
+    section, numbers = map_section(inputs, Album(tmp_path, svg=False), most=100)
+    assert section.lines == ["UMAP of the latents: 100 of 300 cells, drawn at random."]
+    assert numbers == {"cells": 300, "drawn": 100}
 
 
 def test_many_cells_are_sampled():

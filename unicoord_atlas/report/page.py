@@ -26,7 +26,7 @@ nav a { margin-right: 1em; }
 table { border-collapse: collapse; margin: .5rem 0; }
 th, td { padding: .15rem .7rem; border-bottom: 1px solid #e5e5e5; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; }
+img { max-width: min(100%, 48rem); max-height: 60rem; }
 pre { background: #f6f6f6; padding: .7rem; overflow: auto; }
 .left-out { color: #777; }
 """
