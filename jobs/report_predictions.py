@@ -86,6 +86,9 @@ def continuous_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]:
     names = [each.name for each in inputs.prepared.latent.continuous if each.supervised]
     if not names:
         return Section("continuous", title, left_out="Left out: --atlas ATLAS gives the table that is the truth."), {}
+    lines = ["Validation cells whose value is known."]
+    if missing := len(inputs.supervised) - len(names):
+        lines.append(f"{missing} dimensions are left out: --atlas ATLAS gives the table that is their truth.")
     at = [inputs.reference.dims.index(name) for name in names]
     found = pd.DataFrame(inputs.latents.table("X_unicoord", rows)[:, at].astype(np.float64), columns=names)
     truth = pd.DataFrame(inputs.prepared.columns.values[rows].astype(np.float64), columns=names)
@@ -95,7 +98,7 @@ def continuous_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]:
         Section(
             "continuous",
             title,
-            ["Validation cells whose value is known."],
+            lines,
             [Table("agreement", ("dimension", "cells", "Pearson's r", "root mean square error"), table)],
             [album.picture("coordinates against the truth", partial(draw_against_truth, truth, found))],
         ),

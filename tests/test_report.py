@@ -19,6 +19,7 @@ from unicoord_atlas.jobs import build_graph, export_latents, export_reference, i
 from unicoord_atlas.jobs.report_album import Album
 from unicoord_atlas.jobs.report_cells import map_section
 from unicoord_atlas.jobs.report_inputs import open_inputs
+from unicoord_atlas.jobs.report_predictions import continuous_section
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.report.page import DATA_ID, Section, Table, json_in_html, page
 from unicoord_atlas.report.plane import drawn_rows
@@ -153,6 +154,19 @@ def test_continuous_dimensions_are_compared_in_validation_cells(folder, numbers)
     error = pd.Series(latents.obsm["X_unicoord"][:, at] - latents.obs["time"].to_numpy(), latents.obs_names)
     assert numbers["continuous"]["time"]["cells"] == numbers["trained-on"]["validation_cells"]
     assert 0 < numbers["continuous"]["time"]["rmse"] <= error.abs().max()
+
+
+def test_tables_are_compared_where_the_atlas_gives_them(folder, tmp_path):
+    atlas, run, latents = folder / "atlas.zarr", tmp_path / "run", tmp_path / "latents.zarr"
+    settings = [*SETTINGS, 'latent.continuous=["time","obsm:X_pca"]', "train.epochs=1"]
+    train.run(train.TrainOptions(atlas, run, RunConfig.load(None, settings)))
+    export_latents.run(export_latents.ExportLatentsOptions(atlas, run, latents))
+    _, with_atlas = continuous_section(open_inputs(run, atlas, latents, None), Album(tmp_path, svg=False))
+    section, without = continuous_section(open_inputs(run, None, latents, None), Album(tmp_path, svg=False))
+    assert list(with_atlas) == ["time", *(f"X_pca_{number}" for number in range(5))]
+    assert list(without) == ["time"]
+    assert section.lines[1].startswith("5 dimensions are left out: --atlas")
+    assert without["time"] == pytest.approx(with_atlas["time"])
 
 
 def test_graph_facts_are_those_of_the_atlas(folder, numbers):
