@@ -20,6 +20,7 @@ from .figure_command import add_figure
 from .gene_set_command import add_gene_set_commands
 from .generate_command import add_generate
 from .reference_command import add_reference_commands
+from .report_command import add_report
 from .restore_command import add_restore
 
 _TYPER_USAGE = 2
@@ -300,6 +301,7 @@ add_mapped(evaluate)
 add_restore(evaluate)
 add_generate(app)
 add_figure(app)
+add_report(app)
 
 
 @app.command()

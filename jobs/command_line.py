@@ -41,6 +41,7 @@ def finish(result: dict[str, Any], as_json: bool) -> None:
         "generated",
         "restored",
         "figure",
+        "report",
         "simulated",
     ):
         if key in result:

@@ -19,20 +19,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _GAP = 0.02
+_LONGEST = 50
 _COLORS = plt.get_cmap("tab20")
 
 
 def draw_confusion(confusion: pd.DataFrame, label: str, path: Path) -> None:
     """Shares of each true class by predicted class."""
     shares = confusion.div(confusion.sum(axis=1), axis=0).to_numpy()
-    size = 2.5 + 0.35 * max(confusion.shape)
-    figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
+    predicted, truth = ([short(str(name)) for name in names] for names in (confusion.columns, confusion.index))
+    size = 2 + 0.35 * max(confusion.shape)
+    room = [0.085 * max(map(len, names)) for names in (truth, predicted)]  # beside and below
+    figure, axes = plt.subplots(figsize=(size + 1 + room[0], size + room[1]), layout="constrained")
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axes.set_xticks(range(confusion.shape[1]), [str(name) for name in confusion.columns], rotation=90)
-    axes.set_yticks(range(confusion.shape[0]), [str(name) for name in confusion.index])
+    axes.set_xticks(range(len(predicted)), predicted, rotation=90)
+    axes.set_yticks(range(len(truth)), truth)
     axes.set(title=f"{label}: share of each true class", xlabel="predicted", ylabel="truth")
     figure.colorbar(image, ax=axes, shrink=0.7)
     _save(figure, path)
+
+
+def short(name: str) -> str:
+    """The name of a class as figures have room for it."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 def draw_calibration(bins: pd.DataFrame, error: float, path: Path) -> None:

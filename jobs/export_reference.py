@@ -45,7 +45,7 @@ def run(options: ExportReferenceOptions) -> dict[str, Any]:
     if options.index and not options.latents:
         raise UsageError("--index: there is nothing to index without --latents")
     if options.latents:
-        _require_latents(options.latents, folder)
+        require_latents(options.latents, folder)
     reference = ReferenceModel.load(folder)
     inputs = [folder, *([options.latents] if options.latents else [])]
     config = {"latents": options.latents is not None, "index": options.index}
@@ -58,7 +58,7 @@ def run(options: ExportReferenceOptions) -> dict[str, Any]:
     return {"reference": str(options.out), "metrics": dict(reference.config.metrics)}
 
 
-def _require_latents(latents: Path, model: Path) -> None:
+def require_latents(latents: Path, model: Path) -> None:
     """DataError unless these are coordinates by this very model."""
     way = "make them with `unicoord-atlas export-latents`"
     if not (latents / "obsm" / "X_unicoord").exists():

@@ -49,10 +49,13 @@ def draw_activities(table: pd.DataFrame, path: Path) -> None:
     low, high = mean.min(axis=1).to_numpy()[:, None], mean.max(axis=1).to_numpy()[:, None]
     colour = (mean - low) / np.maximum(high - low, 1e-12)
     rows, columns = np.indices(mean.shape)
-    figure, axes = plt.subplots(figsize=(5 + 0.45 * mean.shape[1], 2 + 0.24 * len(mean)), layout="constrained")
+    types = [str(name)[:_LONGEST] for name in mean.columns]
+    room = 0.06 * max(map(len, types))  # for the names of the types, which stand aslant below
+    size = (5 + 0.45 * len(types), 2 + 0.24 * len(mean) + room)
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
     sizes, shades = 10 + 110 * share.to_numpy().ravel(), colour.to_numpy().ravel()  # a row of three would be a colour
     dots = axes.scatter(columns.ravel(), rows.ravel(), s=sizes, c=shades, cmap="Reds", vmin=0, vmax=1)
-    axes.set_xticks(range(mean.shape[1]), [str(name) for name in mean.columns], rotation=60, ha="right", fontsize=8)
+    axes.set_xticks(range(len(types)), types, rotation=60, ha="right", fontsize=8)
     axes.set_yticks(range(len(mean)), [str(name)[:_LONGEST] for name in mean.index], fontsize=7)
     axes.set(xlim=(-0.7, mean.shape[1] - 0.3), ylim=(len(mean) - 0.3, -0.7))
     figure.colorbar(dots, ax=axes, shrink=0.5, label="mean, scaled within the set")

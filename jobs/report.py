@@ -1,0 +1,90 @@
+"""report: one self-contained page about a run."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.report.page import page
+
+from .report_inputs import Inputs, open_inputs
+from .workdir import finished_directory, finished_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unicoord_atlas.report.page import Section
+
+    from .report_album import Album
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What `unicoord-atlas report` is asked to do."""
+
+    run: Path
+    out: Path
+    atlas: Path | None = None
+    latents: Path | None = None
+    mapped: Path | None = None
+    figures: Path | None = None
+    """A directory for the figures as PNG and SVG."""
+
+
+def run(options: ReportOptions) -> dict[str, Any]:
+    """Open, draw, write.
+
+    Raises
+    ------
+    UnicoordError
+        Naming the input, what is wrong with it and the way out.
+    """
+    if options.out.suffix != ".html":
+        raise UsageError(f"--out {options.out}: give it a name that ends in .html")
+    for taken in (options.out, options.figures):
+        if taken is not None and taken.exists():
+            raise DataError(f"{taken} exists already; remove it or choose another name")
+    inputs = open_inputs(options.run, options.atlas, options.latents, options.mapped)
+    with finished_file(options.out) as partial, _album(options) as album:
+        found = _sections(inputs, album)
+        numbers = {section.anchor: part for section, part in found if part}
+        sections = [section for section, _ in found]
+        partial.write_text(page(f"unicoord-atlas run {options.run.name}", sections, numbers), encoding="utf-8")
+    left_out = {section.anchor: section.left_out for section in sections if section.left_out}
+    return {"report": str(options.out), "bytes": options.out.stat().st_size, "left_out": left_out}
+
+
+@contextmanager
+def _album(options: ReportOptions) -> Iterator[Album]:
+    from .report_album import Album  # matplotlib is an extra
+
+    if options.figures is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Album(Path(folder), svg=False)
+        return
+    given = [path for path in (options.run / "model", options.atlas, options.latents, options.mapped) if path]
+    with finished_directory(options.figures, given, {}) as partial:
+        yield Album(partial, svg=True)
+
+
+def _sections(inputs: Inputs, album: Album) -> list[tuple[Section, dict[str, Any]]]:
+    from . import report_cells as cells
+    from . import report_predictions as predictions
+    from . import report_sections as sections
+
+    return [
+        sections.trained_on_section(inputs, album),
+        sections.losses_section(inputs, album),
+        sections.reconstruction_section(inputs),
+        predictions.predictions_section(inputs, album),
+        cells.map_section(inputs, album),
+        predictions.continuous_section(inputs, album),
+        cells.activities_section(inputs, album),
+        sections.graph_section(inputs),
+        sections.throughput_section(inputs, album),
+        sections.configuration_section(inputs),
+    ]

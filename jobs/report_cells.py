@@ -1,0 +1,132 @@
+"""The sections of a report that show cells: the map, and activities of gene sets by type.  Shapes: n cells."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import zarr
+
+from unicoord_atlas.gene_sets.activities import activity_table
+from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, GENE_SETS
+from unicoord_atlas.report.page import Section, Table
+from unicoord_atlas.report.plane import MOST_POINTS, drawn_rows, umap_of_graph, umap_of_points
+
+from .gene_set_figures import draw_activities
+from .report_figures import draw_map
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from unicoord_atlas.loaders.store import CellStore
+
+    from .report_album import Album
+    from .report_inputs import Inputs
+
+Numbers = dict[str, Any]
+_MAPS = 8
+_TOP = 3
+_PCA = "X_pca"
+
+
+def map_section(inputs: Inputs, album: Album, most: int = MOST_POINTS) -> tuple[Section, Numbers]:
+    """UMAP of the latents, or else of the atlas's graph, by label and by supervised value."""
+    if inputs.latents is not None:
+        total, obs = len(inputs.latents.obs), inputs.latents.obs
+        rows = drawn_rows(total, most)
+        places, what = umap_of_points(inputs.latents.table("X_unicoord_bio", rows)), "the latents"
+    elif (
+        inputs.store is not None
+        and _has(inputs.store, f"obsp/{CONNECTIVITIES}", f"obsm/{_PCA}")
+        and inputs.store.n_obs <= most
+    ):
+        total, obs = inputs.store.n_obs, inputs.store.obs()
+        rows = drawn_rows(total, most)
+        places, what = _of_graph(inputs.store), "the graph of the atlas (no latents were given)"
+    else:
+        line = f"Left out: --latents LATENTS gives it; --atlas with a graph does for up to {most:,} cells."
+        return Section("map", "Map", left_out=line), {}
+    line = f"UMAP of {what}, {total:,} cells."
+    if len(rows) < total:
+        line = f"UMAP of {what}: {len(rows):,} of {total:,} cells, drawn at random."
+    pictures = [
+        album.picture(f"map by {name}", partial(draw_map, places, values, name))
+        for name, values in _colours(inputs, obs.iloc[rows])
+    ]
+    return Section("map", "Map", [line], pictures=pictures), {"cells": total, "drawn": len(rows)}
+
+
+def activities_section(inputs: Inputs, album: Album, most: int = MOST_POINTS) -> tuple[Section, Numbers]:
+    """Which gene sets are active in which types."""
+    title = "Gene-set activities by type"
+    found = _scores_and_types(inputs, most)
+    if found is None:
+        line = "Left out: --atlas with scores of gene sets (select-gene-sets), or --latents or --mapped by a run that "
+        return Section("activities", title, left_out=f"{line}was trained on them, gives them."), {}
+    scores, types, cells = found
+    if (types.value_counts() >= 2).sum() < 2:
+        return Section("activities", title, left_out=f"Left out: {cells} have fewer than two types."), {}
+    table = activity_table(scores, types)
+    top = {str(name): part["set"].head(_TOP).tolist() for name, part in table.groupby("type", sort=False)}
+    rows = [(name, "; ".join(sets)) for name, sets in top.items()]
+    means = {str(name): dict(zip(part["set"], part["mean"], strict=True)) for name, part in table.groupby("type")}
+    return (
+        Section(
+            "activities",
+            title,
+            [f"{len(types):,} {cells}, by {types.name}."],
+            [Table("most active sets", (str(types.name), "sets"), rows)],
+            [album.picture("activities by type", partial(draw_activities, table))],
+        ),
+        {"cells": len(types), "top": top, "mean": means},
+    )
+
+
+def _has(store: CellStore, *names: str) -> bool:
+    group = zarr.open_group(Path(store.uri), mode="r")
+    return all(name in group for name in names)
+
+
+def _of_graph(store: CellStore) -> NDArray[np.float32]:
+    group: Any = zarr.open_group(Path(store.uri), mode="r")
+    weights = anndata.io.read_elem(group[f"obsp/{CONNECTIVITIES}"])
+    return umap_of_graph(weights, np.asarray(store.obsm(_PCA), np.float32))
+
+
+def _colours(inputs: Inputs, obs: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    """Labels of the run, then of the atlas, then numbers; up to eight in all."""
+    labels = [*inputs.labels, *(label.name for label in inputs.reference.schema.labels)]
+    if len(inputs.reference.schema.sources) > 1:
+        labels.append("source")
+    numbers = [name for name in inputs.supervised if name in obs and pd.api.types.is_numeric_dtype(obs[name])]
+    chosen = [name for name in dict.fromkeys(labels) if name in obs][: _MAPS - min(len(numbers), 2)]
+    yield from ((name, obs[name]) for name in chosen)
+    yield from ((name, obs[name].astype(np.float64)) for name in numbers[: _MAPS - len(chosen)])
+
+
+def _scores_and_types(inputs: Inputs, most: int) -> tuple[pd.DataFrame, pd.Series, str] | None:
+    """Scores of sets of cells, their types, and which cells they are; of the atlas if it has them."""
+    if not inputs.labels:
+        return None
+    label = next((name for name in inputs.labels if name not in inputs.config.latent.technical), inputs.labels[0])
+    store, latents, mapped = inputs.store, inputs.latents, inputs.mapped
+    if store is not None and _has(store, f"obsm/{GENE_SETS}"):
+        obs = store.obs()
+        if label in obs:
+            rows = drawn_rows(store.n_obs, most)
+            return pd.DataFrame(store.obsm(GENE_SETS)).iloc[rows], obs[label].iloc[rows], "cells of the atlas"
+    if latents is not None:
+        rows = drawn_rows(len(latents.obs), most)
+        table = latents.frame(GENE_SETS, rows)
+        if table is not None:
+            return table, latents.obs[f"{label}_predicted"].iloc[rows], "cells of the latents, as the run predicts them"
+    if mapped is not None and GENE_SETS in mapped.obsm:
+        rows = drawn_rows(mapped.n_obs, most)
+        return mapped.obsm[GENE_SETS].iloc[rows], mapped.obs[f"{label}_predicted"].iloc[rows], "mapped cells"
+    return None

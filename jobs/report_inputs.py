@@ -1,0 +1,146 @@
+"""What a report is made from, opened and checked to be of one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import zarr
+from pydantic import ValidationError
+
+from unicoord_atlas.config import RunConfig
+from unicoord_atlas.errors import DataError
+from unicoord_atlas.loaders.source_files import reading
+from unicoord_atlas.loaders.store import CellStore, open_store
+from unicoord_atlas.reference import ReferenceModel
+from unicoord_atlas.training.checkpoint import pointed, read_json
+from unicoord_atlas.training.metrics import read_metrics
+from unicoord_atlas.training.preparation import Preparation, prepare
+
+from .export_reference import model_of_run, require_latents
+from .mapped_file import read_mapped
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+OBSM = "obsm:"
+
+
+class Latents:
+    """What export-latents wrote: obs in memory, tables read for the cells that are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        with reading(path, "the latents"):
+            self._group: Any = zarr.open_group(path, mode="r")
+            self.obs: pd.DataFrame = anndata.io.read_elem(self._group["obs"])
+
+    def table(self, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(rows, width) of a table of obsm."""
+        return np.asarray(self._group[f"obsm/{key}"].oindex[rows], np.float32)
+
+    def frame(self, key: str, rows: NDArray[np.int64]) -> pd.DataFrame | None:
+        """The same of a table with named columns; None if there is none."""
+        if key not in self._group["obsm"]:
+            return None
+        return pd.DataFrame(anndata.io.read_elem(self._group[f"obsm/{key}"])).iloc[rows]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A finished run, and whatever else was given."""
+
+    run: Path
+    reference: ReferenceModel
+    config: RunConfig
+    entries: list[dict[str, Any]]
+    """Of metrics.jsonl: one an epoch."""
+    best_epoch: int
+    """The one that is exported, counted from 1."""
+    store: CellStore | None
+    latents: Latents | None
+    mapped: anndata.AnnData | None
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The metrics of the epoch that is exported."""
+        return next(entry for entry in self.entries if entry["epoch"] == self.best_epoch - 1)
+
+    @property
+    def labels(self) -> list[str]:
+        """Supervised labels, the coarse levels of a tree included."""
+        return [label.name for label in self.reference.config.labels]
+
+    @property
+    def supervised(self) -> list[str]:
+        """Supervised continuous dimensions."""
+        return [each.name for each in self.reference.config.network.latent.continuous if each.supervised]
+
+    @cached_property
+    def prepared(self) -> Preparation:
+        """Split and truth of the cells of the latents, as the run had them; without the atlas, of obs columns only."""
+        assert self.latents is not None
+        latent = self.config.latent
+        names = [name for name in latent.continuous if self.store is not None or not name.startswith(OBSM)]
+        keys = [name.removeprefix(OBSM) for name in names if name.startswith(OBSM)]
+        tables = {key: pd.DataFrame(self.store.obsm(key)) for key in keys} if self.store is not None else {}
+        tables = {key: _named(key, table) for key, table in tables.items()}
+        config = self.config.model_copy(update={"latent": latent.model_copy(update={"continuous": tuple(names)})})
+        sizes = self.latents.obs["size_factor"].to_numpy(np.float64)
+        return prepare(config, self.reference.schema, self.latents.obs, sizes, tables)
+
+
+def _named(key: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Columns of an array are called by its key and their number, as in training."""
+    if isinstance(table.columns, pd.RangeIndex):
+        return table.set_axis([f"{key}_{number}" for number in table.columns], axis=1)
+    return table
+
+
+def open_inputs(run: Path, atlas: Path | None, latents: Path | None, mapped: Path | None) -> Inputs:
+    """Open all; DataError names what is missing, or is not of this run."""
+    model = model_of_run(run)
+    facts = read_json(run / "run.json")
+    entries = read_metrics(run / "metrics.jsonl")
+    best_epoch = int(read_json(pointed(run / "checkpoints", "latest") / "state.json")["best_epoch"])
+    if best_epoch - 1 not in [entry["epoch"] for entry in entries]:
+        raise DataError(f"{run / 'metrics.jsonl'}: has no line of epoch {best_epoch}; restore it, or train again")
+    store = open_store(atlas) if atlas else None
+    if store is not None and store.fingerprint != facts.get("fingerprint"):
+        raise DataError(f"--atlas {atlas}: {run} was trained on another atlas ({facts.get('atlas')})")
+    if latents:
+        require_latents(latents, model)
+    reference = ReferenceModel.load(model)
+    return Inputs(
+        run,
+        reference,
+        _config(run, facts),
+        entries,
+        best_epoch,
+        store,
+        Latents(latents) if latents else None,
+        _mapped(mapped, reference) if mapped else None,
+    )
+
+
+def _config(run: Path, facts: dict[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(facts.get("settings"))
+    except ValidationError as error:
+        raise DataError(f"{run / 'run.json'}: settings of another version of this program ({error})") from error
+
+
+def _mapped(path: Path, reference: ReferenceModel) -> anndata.AnnData:
+    adata = read_mapped(path)
+    facts = adata.uns.get("unicoord")
+    if facts is None or "categories" not in facts:
+        raise DataError(f"--mapped {path}: map-query did not write it; give the file that it wrote")
+    known = {label.name: list(label.categories) for label in reference.config.labels}
+    if {name: list(map(str, names)) for name, names in facts["categories"].items()} != known:
+        raise DataError(f"--mapped {path}: mapped onto a reference with other labels than this run's")
+    return adata

@@ -1,0 +1,252 @@
+"""`report`: one page about a run, complete in itself."""
+
+import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from cells import counts_of_types
+
+from unicoord_atlas.config import RunConfig
+from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.jobs import build_graph, export_latents, export_reference, ingest, map_query, report, train
+from unicoord_atlas.jobs.report_album import Album
+from unicoord_atlas.jobs.report_cells import map_section
+from unicoord_atlas.jobs.report_inputs import open_inputs
+from unicoord_atlas.jobs.report_predictions import continuous_section
+from unicoord_atlas.reference import ReferenceModel
+from unicoord_atlas.report.page import DATA_ID, Section, Table, json_in_html, page
+from unicoord_atlas.report.plane import drawn_rows
+from unicoord_atlas.training.metrics import read_metrics
+
+HOSTILE = ['</script><img src="https://a.example/x.png" onerror="x()">', r"$\frac{B", 'T & "NK"']
+SETTINGS = [
+    'latent.discrete=["cell_type"]',
+    'latent.continuous=["time"]',
+    "latent.unsupervised_continuous=2",
+    "model.hidden=[16,8]",
+    "train.epochs=2",
+    "train.batch_size=32",
+    "train.learning_rate=3e-3",
+    "train.warmup_steps=0",
+    "train.precision=fp32",
+]
+
+
+class Page(HTMLParser):
+    """What a browser would load, run and read."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.references, self.data, self._inside = [], [], "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        known = dict(attributes)
+        self.references += [known[name] for name in ("src", "href", "srcset", "action", "data") if name in known]
+        assert not [name for name in known if name.startswith("on")]
+        if tag == "script":
+            assert known == {"type": "application/json", "id": DATA_ID}
+        self._inside = tag
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.data += data
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+
+def write_cells(path: Path, seed: int, num_cells: int) -> None:
+    """Cells of three types whose names are markup, with a time."""
+    counts, types = counts_of_types(num_cells, 80, 3, num_markers=15, seed=0)
+    rng = np.random.default_rng(seed)
+    time = rng.uniform(0, 10, num_cells)
+    counts[:, 60:70] = rng.poisson(time[:, None], (num_cells, 10))
+    obs = pd.DataFrame(
+        {"cell_type": np.array(HOSTILE)[types], "time": time}, [f"cell{seed}-{i}" for i in range(num_cells)]
+    )
+    var = pd.DataFrame(index=[f"GENE{i}" for i in range(80)])
+    anndata.AnnData(sp.csr_matrix(counts), obs=obs, var=var).write_h5ad(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A run, its atlas with a graph, latents, a mapped query with scores of gene sets, and two reports."""
+    folder = tmp_path_factory.mktemp("report")
+    write_cells(folder / "cells.h5ad", 1, 300)
+    write_cells(folder / "query.h5ad", 2, 60)
+    atlas, run, mapped = folder / "atlas.zarr", folder / "run", folder / "mapped.h5ad"
+    ingest.run(ingest.IngestOptions([str(folder / "cells.h5ad")], atlas, labels=["cell_type"]))
+    train.run(train.TrainOptions(atlas, run, RunConfig.load(None, SETTINGS)))
+    build_graph.run(build_graph.BuildGraphOptions(atlas, k=5, num_pcs=5))
+    export_latents.run(export_latents.ExportLatentsOptions(atlas, run, folder / "latents.zarr"))
+    export_reference.run(export_reference.ExportReferenceOptions(run, folder / "reference"))
+    map_query.run(map_query.MapQueryOptions(folder / "query.h5ad", folder / "reference", folder / "plain.h5ad"))
+    query = anndata.read_h5ad(folder / "plain.h5ad")
+    scores = np.random.default_rng(0).uniform(size=(60, 2))
+    query.obsm["X_gene_sets"] = pd.DataFrame(scores, query.obs_names, ["<b>GO", "other set"])
+    query.write_h5ad(mapped)
+    report.run(report.ReportOptions(run, folder / "bare.html"))
+    report.run(
+        report.ReportOptions(run, folder / "all.html", atlas, folder / "latents.zarr", mapped, folder / "figures")
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full(folder) -> Page:
+    return Page((folder / "all.html").read_text())
+
+
+@pytest.fixture(scope="module")
+def numbers(full) -> dict:
+    return json.loads(full.data)
+
+
+def test_page_fetches_nothing_and_runs_nothing(folder, full):
+    assert all(text.startswith(("data:image/png;base64,", "#")) for text in full.references)
+    assert full.tags.count("script") == 1
+    assert full.tags.count("img") == sum(text.startswith("data:") for text in full.references) > 8
+    assert (folder / "all.html").stat().st_size < 10e6
+
+
+def test_hostile_names_are_shown_as_text(folder, full, numbers):
+    text = (folder / "all.html").read_text()
+    assert HOSTILE[0] not in text
+    assert "&lt;/script&gt;&lt;img src=" in text
+    assert set(numbers["trained-on"]["atlas"]["cell_type"]) == set(HOSTILE)
+
+
+def test_losses_are_those_of_metrics_jsonl(folder, numbers):
+    assert numbers["losses"]["epochs"] == read_metrics(folder / "run" / "metrics.jsonl")
+    best = numbers["losses"]["epochs"][numbers["losses"]["best_epoch"] - 1]
+    assert f"<td>{best['validation_reconstruction']:,.4g}</td>" in (folder / "all.html").read_text()
+
+
+def test_validation_cells_are_those_of_the_run(folder, numbers):
+    """Predictions in the latents, scored against obs, give what training measured on its validation cells."""
+    measured = ReferenceModel.load(folder / "run" / "model").config.metrics
+    found = numbers["predictions"]["cell_type"]["validation cells"]
+    assert found["accuracy"] == pytest.approx(measured["cell_type_accuracy"])
+    assert found["macro_f1"] == pytest.approx(measured["cell_type_macro_f1"])
+    assert found["ece"] == pytest.approx(measured["cell_type_ece"], abs=1e-4)
+    assert sum(sum(row.values()) for row in found["confusion"].values()) == found["cells"]
+    assert found["cells"] == numbers["trained-on"]["validation_cells"]
+
+
+def test_mapped_cells_are_scored_against_their_truth(folder, numbers):
+    obs = anndata.read_h5ad(folder / "mapped.h5ad").obs
+    right = obs["cell_type"].astype(str) == obs["cell_type_predicted"].astype(str)
+    assert numbers["predictions"]["cell_type"]["mapped cells"]["accuracy"] == right.mean()
+
+
+def test_continuous_dimensions_are_compared_in_validation_cells(folder, numbers):
+    latents = anndata.read_zarr(folder / "latents.zarr")
+    at = list(latents.uns["unicoord"]["dims"]).index("time")
+    error = pd.Series(latents.obsm["X_unicoord"][:, at] - latents.obs["time"].to_numpy(), latents.obs_names)
+    assert numbers["continuous"]["time"]["cells"] == numbers["trained-on"]["validation_cells"]
+    assert 0 < numbers["continuous"]["time"]["rmse"] <= error.abs().max()
+
+
+def test_tables_are_compared_where_the_atlas_gives_them(folder, tmp_path):
+    atlas, run, latents = folder / "atlas.zarr", tmp_path / "run", tmp_path / "latents.zarr"
+    settings = [*SETTINGS, 'latent.continuous=["time","obsm:X_pca"]', "train.epochs=1"]
+    train.run(train.TrainOptions(atlas, run, RunConfig.load(None, settings)))
+    export_latents.run(export_latents.ExportLatentsOptions(atlas, run, latents))
+    _, with_atlas = continuous_section(open_inputs(run, atlas, latents, None), Album(tmp_path, svg=False))
+    section, without = continuous_section(open_inputs(run, None, latents, None), Album(tmp_path, svg=False))
+    assert list(with_atlas) == ["time", *(f"X_pca_{number}" for number in range(5))]
+    assert list(without) == ["time"]
+    assert section.lines[1].startswith("5 dimensions are left out: --atlas")
+    assert without["time"] == pytest.approx(with_atlas["time"])
+
+
+def test_graph_facts_are_those_of_the_atlas(folder, numbers):
+    adata = anndata.read_zarr(folder / "atlas.zarr")
+    assert numbers["graph"]["edges"] == adata.obsp["connectivities"].nnz
+    assert numbers["graph"]["neighbours"] == 300 * 5
+    assert numbers["graph"]["recall"] == 1
+
+
+def test_activities_are_means_of_predicted_types(folder, numbers):
+    adata = anndata.read_h5ad(folder / "mapped.h5ad")
+    means = adata.obsm["X_gene_sets"].groupby(adata.obs["cell_type_predicted"].astype(str)).mean()
+    for name, found in numbers["activities"]["mean"].items():
+        assert found == pytest.approx(means.loc[name].to_dict())
+
+
+def test_sections_without_input_say_what_gives_them(folder):
+    text = (folder / "bare.html").read_text()
+    for option in ("--latents LATENTS", "--mapped MAPPED", "--atlas ATLAS"):
+        assert option in text
+    assert set(json.loads(Page(text).data)) == {
+        "trained-on", "losses", "reconstruction", "throughput", "configuration",
+    }  # fmt: skip
+
+
+def test_figures_are_written_as_png_and_svg(folder, full):
+    names = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert names == {path.stem for path in (folder / "figures").glob("*.svg")}
+    assert len(names) == full.tags.count("img")
+
+
+def test_map_of_the_atlas_graph_stands_in_for_latents(folder):
+    result = report.run(report.ReportOptions(folder / "run", folder / "graph.html", folder / "atlas.zarr"))
+    assert "map" not in result["left_out"]
+    assert "UMAP of the graph of the atlas" in (folder / "graph.html").read_text()
+
+
+def test_a_map_of_some_cells_says_so(folder, tmp_path):
+    inputs = open_inputs(folder / "run", None, folder / "latents.zarr", None)
+    section, numbers = map_section(inputs, Album(tmp_path, svg=False), most=100)
+    assert section.lines == ["UMAP of the latents: 100 of 300 cells, drawn at random."]
+    assert numbers == {"cells": 300, "drawn": 100}
+
+
+def test_many_cells_are_sampled():
+    rows = drawn_rows(1000, most=100)
+    assert len(np.unique(rows)) == 100
+    assert rows.max() > 500
+    np.testing.assert_array_equal(drawn_rows(5, most=100), np.arange(5))
+
+
+def test_what_is_not_of_the_run_is_refused(folder, tmp_path):
+    run = folder / "run"
+    with pytest.raises(DataError, match="no finished model"):
+        report.run(report.ReportOptions(tmp_path, tmp_path / "a.html"))
+    with pytest.raises(DataError, match="holds no coordinates"):
+        report.run(report.ReportOptions(run, tmp_path / "a.html", latents=folder / "atlas.zarr"))
+    with pytest.raises(DataError, match="map-query did not write it"):
+        report.run(report.ReportOptions(run, tmp_path / "a.html", mapped=folder / "query.h5ad"))
+    with pytest.raises(DataError, match="exists already"):
+        report.run(report.ReportOptions(run, folder / "all.html"))
+    with pytest.raises(UsageError, match=r"ends in \.html"):
+        report.run(report.ReportOptions(run, tmp_path / "report"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_page_escapes_every_part():
+    mark = '<i onclick="x">&'
+    text = page(mark, [Section(mark, mark, [mark], [Table(mark, [mark], [[mark]])], (), mark, mark)], {mark: mark})
+    assert mark not in text
+    assert "i" not in Page(text).tags
+    assert json.loads(json_in_html({mark: [float("nan"), "\u2028"]})) == {mark: [None, "\u2028"]}
+
+
+def test_page_opens_in_a_browser_without_complaints(folder):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    done = subprocess.run([*command, (folder / "all.html").as_uri()], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "CONSOLE" not in done.stderr
+    assert json.loads(Page(done.stdout).data) == json.loads(Page((folder / "all.html").read_text()).data)

@@ -1,0 +1,80 @@
+"""Cells on a plane, for pictures.  Shapes: n cells, d dimensions."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unicoord_atlas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MOST_POINTS = 100_000
+"""Of so many cells all are drawn; of more, so many at random."""
+
+
+def drawn_rows(num_cells: int, most: int = MOST_POINTS, seed: int = 0) -> NDArray[np.int64]:
+    """Ascending rows of the cells that are drawn: all, or as many as `most` at random."""
+    if num_cells <= most:
+        return np.arange(num_cells, dtype=np.int64)
+    return np.sort(np.random.default_rng(seed).choice(num_cells, most, replace=False)).astype(np.int64)
+
+
+def umap_of_points(points_nd: NDArray[np.float32], seed: int = 0) -> NDArray[np.float32]:
+    """(n, 2) UMAP of points; ConfigError if umap-learn is not installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # umap speaks of Tensorflow and of its own parallel settings
+        places: NDArray[np.float32] = _umap().UMAP(random_state=seed).fit_transform(points_nd)
+    return places
+
+
+def umap_of_graph(weights: Any, points_nd: NDArray[np.float32], seed: int = 0) -> NDArray[np.float32]:
+    """(n, 2) UMAP of a graph that is there already.
+
+    Parameters
+    ----------
+    weights
+        (n, n) scipy CSR matrix of UMAP's weights: `connectivities` of scanpy and build-graph.
+    points_nd
+        What the graph was made of; the layout starts from its first two columns.
+
+    Raises
+    ------
+    ConfigError
+        If umap-learn is not installed.
+    """
+    start = points_nd[:, :2] / np.abs(points_nd[:, :2]).max() * 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        umap = _umap()
+        a, b = umap.umap_.find_ab_params(1.0, 0.5)
+        places, _ = umap.umap_.simplicial_set_embedding(
+            data=points_nd,
+            graph=weights.tocoo(),
+            n_components=2,
+            initial_alpha=1.0,
+            a=a,
+            b=b,
+            gamma=1.0,
+            negative_sample_rate=5,
+            n_epochs=None,
+            init=np.asarray(start, np.float32),
+            random_state=np.random.RandomState(seed),  # umap takes no Generator
+            metric="euclidean",
+            metric_kwds={},
+            densmap=False,
+            densmap_kwds={},
+            output_dens=False,
+        )
+    return np.asarray(places, np.float32)
+
+
+def _umap() -> Any:
+    try:
+        import umap
+    except ImportError:
+        raise ConfigError("a UMAP needs umap-learn: pip install 'unicoord-atlas[report]'") from None
+    return umap
