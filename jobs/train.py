@@ -145,20 +145,13 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
     graph = graph_of(store, config)
     partition = Partition(accelerator.process_index, accelerator.num_processes)
     batch_size = even_batch_size(len(prepared.training_rows), config.train.batch_size)
-    training = CellStream(
-        store,
-        prepared.columns,
-        batch_size=part_size(batch_size, partition.world_size, config.train.accumulate_steps),
-        seed=config.train.seed,
-        rows=prepared.training_rows,
-        window_cells=config.stream.window_cells,
-        memory_bytes=config.stream.memory_bytes,
-        partition=partition,
-        drop_last=True,
-    )
+    part = part_size(batch_size, partition.world_size, config.train.accumulate_steps)
+    training = _shuffled(store, prepared, config, part, partition)
     moments = partial(moments_of_amounts, store, partial(in_order, threads=2))
     genes = own_genes(config, store.schema, moments, _listed_genes(config, store))
-    profile = profile_of(training, store.schema.measured_sg(), store.normalization)
+    # Of the same cells on every rank: what a model starts with beside its weights is not sent around.
+    first_cells = _shuffled(store, prepared, config, batch_size, ALONE)
+    profile = profile_of(first_cells, store.schema.measured_sg(), store.normalization)
     model = build_model(config, store.schema, store.normalization, prepared, genes, profile).to(accelerator.device)
     accelerator.wait_for_everyone()  # all have seen that the run directory is free, or theirs
     if accelerator.is_main_process:
@@ -184,6 +177,22 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
         options.out,
         accelerator,
         table,
+    )
+
+
+def _shuffled(
+    store: CellStore, prepared: Preparation, config: RunConfig, batch_size: int, partition: Partition
+) -> CellStream:
+    return CellStream(
+        store,
+        prepared.columns,
+        batch_size=batch_size,
+        seed=config.train.seed,
+        rows=prepared.training_rows,
+        window_cells=config.stream.window_cells,
+        memory_bytes=config.stream.memory_bytes,
+        partition=partition,
+        drop_last=True,
     )
 
 

@@ -123,7 +123,7 @@ def validation(run: Path) -> dict[int, float]:
 def test_training_goes_on_after(cluster, tmp_path, indexes, number, codes):
     """Killed after some steps: the others say 75, all meet again, and the run ends where an undisturbed one does.
 
-    Not to the bit, as a single process does: validation losses were seen to differ by up to 0.25 %, why is not known.
+    To the bit, whichever of them was lost.
     """
     controller = namespace(tmp_path, cluster.data, OUTPUTS[1:])
     fault = Fault(indexes, there(controller.data, "run/checkpoints/latest.json"), number)
@@ -132,7 +132,7 @@ def test_training_goes_on_after(cluster, tmp_path, indexes, number, codes):
     assert {code for each in ended.values() for code in each} - {0} <= codes
     assert len(ended[indexes[0]]) > 1
     assert "going on after step" in controller.log("train", 0) + controller.log("train", 1)
-    assert validation(controller.data / "run") == pytest.approx(validation(cluster.data / "run"), rel=0.02)
+    assert validation(controller.data / "run") == validation(cluster.data / "run")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +208,25 @@ def test_ranks_stop_together_and_go_on_in_another_number(atlas, tmp_path):
             time.sleep(0.05)
         process.terminate()
         assert process.wait(timeout=60) == 143
+
+
+def test_two_ranks_go_on_to_the_bit_in_the_middle_of_an_epoch(atlas, tmp_path):
+    """What a kill after step 10 leaves ends as the undisturbed run: all ranks began with the same model and masks."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    settings = [
+        "train.epochs=1",
+        "model.encoder_min_cells=200",
+    ]  # some genes reach it in a part of the cells
+    launched = {"check": True, "env": ENVIRONMENT, "timeout": 60, "capture_output": True}
+    subprocess.run([*LAUNCH, *_train(atlas, whole, *settings)], **launched)
+    last = _latest(whole)
+    shutil.copytree(whole, killed, ignore=shutil.ignore_patterns("model", f"step-{last:08d}", "best.json", "*.jsonl"))
+    (killed / "checkpoints" / "latest.json").write_text(json.dumps({"checkpoint": "step-00000010"}))
+    subprocess.run([*LAUNCH, *_train(atlas, killed, *settings)], **launched)
+    assert last == _latest(killed) > 10
+    one, other = (load_file(run / "checkpoints" / f"step-{last:08d}" / "model.safetensors") for run in (whole, killed))
+    assert 0 < one["heard_g"].sum() < len(one["heard_g"])
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def _worker(launcher: int) -> int:
