@@ -51,8 +51,9 @@ def ingest(
     ],
     out: Annotated[Path | None, typer.Option(help="The atlas store to make.", metavar="STORE")] = None,
     label: Annotated[
-        str, typer.Option(help="obs columns that are labels, comma-separated.", metavar="cell_type,dataset")
-    ] = "",
+        list[str] | None,
+        typer.Option(help="obs columns that are labels, comma-separated or one at a time.", metavar="cell_type,dataset"),
+    ] = None,
     label_map: Annotated[
         Path | None, typer.Option(help="CSV with source,column,label and the label columns to fill.", metavar="CSV")
     ] = None,
@@ -107,7 +108,7 @@ def ingest(
     options = IngestOptions(
         sources=sources,
         out=out,
-        labels=listed(label),
+        labels=[name for words in label or [] for name in listed(words)],
         label_map=label_map,
         unlabelled=listed(unlabelled),
         allow_missing_labels=allow_missing_labels,

@@ -274,3 +274,15 @@ def test_own_columns_of_a_source_step_aside(tmp_path):
     assert list(obs["source"]) == ["a", "a"]
     assert list(obs["source_in_file"]) == ["u", "v"]
     assert list(obs["size_factor_in_file"]) == [5, 6]
+
+
+def test_labels_are_told_together_or_one_at_a_time(tmp_path):
+    from typer.testing import CliRunner
+
+    from unicoord_atlas.jobs.cli import app
+
+    path = write_source(tmp_path / "a.h5ad", np.eye(3), ["A", "B", "C"], kind=["x", "y", "x"], site=["p", "p", "q"])
+    for number, words in enumerate((["--label", "kind,site"], ["--label", "kind", "--label", "site"])):
+        out = tmp_path / f"atlas{number}.zarr"
+        assert CliRunner().invoke(app, ["ingest", str(path), "--out", str(out), *words]).exit_code == 0
+        assert {"kind", "site"} <= {label.name for label in open_store(out).schema.labels}
