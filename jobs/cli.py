@@ -52,7 +52,9 @@ def ingest(
     out: Annotated[Path | None, typer.Option(help="The atlas store to make.", metavar="STORE")] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(help="obs columns that are labels, comma-separated or one at a time.", metavar="cell_type,dataset"),
+        typer.Option(
+            help="obs columns that are labels, comma-separated or one at a time.", metavar="cell_type,dataset"
+        ),
     ] = None,
     label_map: Annotated[
         Path | None, typer.Option(help="CSV with source,column,label and the label columns to fill.", metavar="CSV")
