@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from unicoord_atlas.batch import CsrBlock
 from unicoord_atlas.neighbors.highly_variable import amount_moments, amount_sums
@@ -74,8 +75,9 @@ def components_of_genes(
     centre_g = store.normalization.mean_g[genes]
     zero = (np.zeros(len(genes)), np.zeros((len(genes), len(genes)), order="F"))
     of_piece = partial(_products_of_piece, store, genes, centre_g)
-    sums_g, products_gg = summed(zero, of_piece, pieces(store.n_obs), run, saved, progress)
-    return principal_components(sums_g, products_gg, centre_g, store.n_obs, num_components)
+    with _one_blas_thread():
+        sums_g, products_gg = summed(zero, of_piece, pieces(store.n_obs), run, saved, progress)
+        return principal_components(sums_g, products_gg, centre_g, store.n_obs, num_components)
 
 
 def write_scores(
@@ -89,9 +91,10 @@ def write_scores(
     """Append the scores of all cells that `out` does not have yet."""
     progress(out.next_row)
     left = pieces(store.n_obs, out.next_row)
-    for scores_nd in run(partial(_scores_of_piece, store, genes, components), left):
-        out.append(scores_nd)
-        progress(len(scores_nd))
+    with _one_blas_thread():
+        for scores_nd in run(partial(_scores_of_piece, store, genes, components), left):
+            out.append(scores_nd)
+            progress(len(scores_nd))
 
 
 def summed(
@@ -115,6 +118,14 @@ def summed(
     return sums
 
 
+def _one_blas_thread() -> threadpool_limits:
+    """The last bits of a product depend on the number of BLAS threads; those of a graph must not.
+
+    Whoever runs a pass holds it, as in one process only one thread can; a piece does so for a worker of a cluster.
+    """
+    return threadpool_limits(1, user_api="blas")
+
+
 def _amounts_of_piece(store: CellStore, rows: Rows) -> tuple[NDArray[np.float64]]:
     sums_2g = np.zeros((2, store.n_vars))
     for start, stop, block in blocks_of(store, rows):
@@ -126,16 +137,18 @@ def _products_of_piece(
     store: CellStore, genes: NDArray[np.int64], centre_g: NDArray[np.float64], rows: Rows
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     sums = ProductSums(len(genes))
-    for values_ng in dense_blocks(store, genes, rows):
-        values_ng -= centre_g.astype(np.float32)
-        sums.add(values_ng)
+    with _one_blas_thread():
+        for values_ng in dense_blocks(store, genes, rows):
+            values_ng -= centre_g.astype(np.float32)
+            sums.add(values_ng)
     return sums.sums_g, sums.products_gg
 
 
 def _scores_of_piece(
     store: CellStore, genes: NDArray[np.int64], components: Components, rows: Rows
 ) -> NDArray[np.float32]:
-    return np.concatenate([components.project(values_ng) for values_ng in dense_blocks(store, genes, rows)])
+    with _one_blas_thread():
+        return np.concatenate([components.project(values_ng) for values_ng in dense_blocks(store, genes, rows)])
 
 
 def dense_blocks(store: CellStore, genes: NDArray[np.int64], rows: Rows) -> Iterator[NDArray[np.float32]]:

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import anndata
@@ -10,6 +11,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 from stores import write_store
+from threadpoolctl import threadpool_limits
 
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
 from unicoord_atlas.jobs import amend_store, build_graph, check, dask_client, ingest
@@ -17,6 +19,7 @@ from unicoord_atlas.jobs.build_graph import BuildGraphOptions
 from unicoord_atlas.jobs.workdir import describe_input
 from unicoord_atlas.loaders import graph_pass, knn_pass
 from unicoord_atlas.loaders.graph_store import Neighbors
+from unicoord_atlas.loaders.in_order import in_order
 from unicoord_atlas.loaders.row_file import RowFile
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.neighbors import knn
@@ -429,3 +432,22 @@ def test_graph_of_other_cells_is_refused(graphed, plain, tmp_path):
         Neighbors(open_store(path))
     with pytest.raises(DataError, match=r"cells differ\); say --replace"):
         build(path)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_components_do_not_depend_on_the_threads_of_blas(tmp_path, threads):
+    """Found by a build on a cluster, whose workers had another number of threads than the one process.
+
+    As wide as real data: smaller products are done by one thread in any case.
+    """
+    store = open_store(store_of(tmp_path / "wide.zarr", clustered_counts(600, 2000)))
+    genes, pool = np.arange(1900), partial(in_order, threads=threads)
+    found = []
+    for blas in (1, 2):
+        with threadpool_limits(blas, user_api="blas"):
+            components = graph_pass.components_of_genes(store, genes, 20, pool)
+            scores = RowFile(tmp_path / f"{blas}.f32", 600, 20, np.float32)
+            scores.next_row = 0
+            graph_pass.write_scores(store, genes, components, scores, pool, int)
+        found.append((components.loadings_gd.tobytes(), scores.rows().tobytes()))
+    assert found[0] == found[1]
