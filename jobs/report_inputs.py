@@ -17,7 +17,7 @@ from unicoord_atlas.errors import DataError
 from unicoord_atlas.loaders.source_files import reading
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.reference import ReferenceModel
-from unicoord_atlas.training.checkpoint import pointed, read_json
+from unicoord_atlas.training.checkpoint import latest_progress, read_json
 from unicoord_atlas.training.metrics import read_metrics
 from unicoord_atlas.training.preparation import Preparation, prepare
 
@@ -107,7 +107,7 @@ def open_inputs(run: Path, atlas: Path | None, latents: Path | None, mapped: Pat
     model = model_of_run(run)
     facts = read_json(run / "run.json")
     entries = read_metrics(run / "metrics.jsonl")
-    best_epoch = int(read_json(pointed(run / "checkpoints", "latest") / "state.json")["best_epoch"])
+    best_epoch = latest_progress(run / "checkpoints").best_epoch
     if best_epoch - 1 not in [entry["epoch"] for entry in entries]:
         raise DataError(f"{run / 'metrics.jsonl'}: has no line of epoch {best_epoch}; restore it, or train again")
     store = open_store(atlas) if atlas else None

@@ -27,7 +27,7 @@ from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.seeds import Seeds, seed_rows
 from unicoord_atlas.training.allocator import keep_freed_memory
 from unicoord_atlas.training.assembly import build_model, build_objective, num_epochs, own_genes, profile_of
-from unicoord_atlas.training.checkpoint import Progress, load_best, pointed, read_json, write_json
+from unicoord_atlas.training.checkpoint import Progress, latest_progress, load_best, read_json, write_json
 from unicoord_atlas.training.estimate import estimate
 from unicoord_atlas.training.finish import finished_model
 from unicoord_atlas.training.loop import run_training
@@ -85,8 +85,8 @@ def run(options: TrainOptions) -> dict[str, Any]:
     try:
         progress = run_training(run)
     except Stopped as stopped:
-        best = options.out / "checkpoints" / "best.json"
-        if accelerator.is_main_process and stopped.exit_code == 128 + signal.SIGINT and best.exists():
+        had_best = accelerator.is_main_process and latest_progress(options.out / "checkpoints").best_epoch > 0
+        if had_best and stopped.exit_code == 128 + signal.SIGINT:
             _finish(options, store, prepared, run)
             _say(f"{options.out}/model holds the best epoch so far")
         raise
@@ -101,7 +101,7 @@ def _finished(out: Path) -> Progress | None:
     """Where a finished run ended; None if there is something left to do."""
     if not (out / "model" / MANIFEST).exists():
         return None
-    progress = Progress(**read_json(pointed(out / "checkpoints", "latest") / "state.json"))
+    progress = latest_progress(out / "checkpoints")
     return progress if progress.finished else None
 
 
@@ -215,7 +215,7 @@ def _in_order(
 
 
 def _finish(options: TrainOptions, store: CellStore, prepared: Preparation, run: Training) -> dict[str, float]:
-    """Write RUN/model from the best checkpoint."""
+    """Write RUN/model from the best epoch's weights."""
     load_best(options.out / "checkpoints", run.model, run.accelerator.device)
     sample = prepared.training_rows[:: max(len(prepared.training_rows) // 20_000, 1)]
     held_out = prepared.validation_rows

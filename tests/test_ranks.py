@@ -18,7 +18,14 @@ from two_ranks import BAD_STEP, CASES, CELLS, FixedBatches
 from unicoord_atlas.config import TrainConfig
 from unicoord_atlas.errors import ConfigError, DataError, UnicoordError, UsageError
 from unicoord_atlas.jobs.launch import LaunchOptions, exit_code
-from unicoord_atlas.training.checkpoint import Parts, Progress, load_checkpoint, save_checkpoint
+from unicoord_atlas.training.checkpoint import (
+    Parts,
+    Progress,
+    load_best,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
 from unicoord_atlas.training.metrics import read_metrics, require_finite_weights
 from unicoord_atlas.training.optimizer import part_size
 from unicoord_atlas.training.ranks import make_accelerator
@@ -220,7 +227,7 @@ def test_two_ranks_go_on_to_the_bit_in_the_middle_of_an_epoch(atlas, tmp_path):
     launched = {"check": True, "env": ENVIRONMENT, "timeout": 60, "capture_output": True}
     subprocess.run([*LAUNCH, *_train(atlas, whole, *settings)], **launched)
     last = _latest(whole)
-    shutil.copytree(whole, killed, ignore=shutil.ignore_patterns("model", f"step-{last:08d}", "best.json", "*.jsonl"))
+    shutil.copytree(whole, killed, ignore=shutil.ignore_patterns("model", f"step-{last:08d}", "*.jsonl"))
     (killed / "checkpoints" / "latest.json").write_text(json.dumps({"checkpoint": "step-00000010"}))
     subprocess.run([*LAUNCH, *_train(atlas, killed, *settings)], **launched)
     assert last == _latest(killed) > 10
@@ -252,6 +259,28 @@ def _parts(seed: int) -> Parts:
     return Parts(model, optimizer)
 
 
+def test_best_weights_are_those_that_the_latest_checkpoint_knows(tmp_path):
+    """A kill after a better epoch goes on from the checkpoint before it, which must find its own."""
+    parts = {epoch: _parts(epoch) for epoch in (1, 2, 6)}
+
+    def kept() -> list[int]:
+        return sorted(int(path.name[5:11]) for path in tmp_path.glob("best-*"))
+
+    for epoch in (1, 2):
+        save_best(tmp_path, parts[epoch].model, epoch)
+        assert kept() == [epoch]
+    save_checkpoint(tmp_path, parts[2], Progress(step=20, epoch=2, best_epoch=2))
+    save_best(tmp_path, parts[6].model, 6)
+    assert kept() == [2, 6]
+    loaded = _parts(0).model
+    load_best(tmp_path, loaded, torch.device("cpu"))
+    assert torch.equal(loaded.weight, parts[2].model.weight)
+    save_checkpoint(tmp_path, parts[6], Progress(step=60, epoch=6, best_epoch=6))
+    assert kept() == [6]
+    load_best(tmp_path, loaded, torch.device("cpu"))
+    assert torch.equal(loaded.weight, parts[6].model.weight)
+
+
 @pytest.mark.parametrize("room", [1_000, 300_000])
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, room):
     """Files may have `room` bytes: too few for the weights, or for Adam's moments only."""
@@ -261,7 +290,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, room):
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
         with pytest.raises(DataError, match=r"step-00000006: cannot be saved .* the checkpoint before it stays"):
-            save_checkpoint(tmp_path, _parts(1), Progress(step=6), best=True)
+            save_checkpoint(tmp_path, _parts(1), Progress(step=6))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.json", "step-00000005"]

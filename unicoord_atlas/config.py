@@ -154,7 +154,7 @@ class TrainConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     early_stopping_patience: Count = Field(10, description="epochs without a better validation loss; 0 = off")
     checkpoint_every_steps: Size = 500
-    checkpoint_every_minutes: Annotated[float, Field(gt=0)] = 10.0
+    checkpoint_every_minutes: Annotated[float, Field(gt=0)] = 2.0
     trackers: tuple[str, ...] = Field(("tensorboard",), description='beside metrics.jsonl: ["wandb"], ["mlflow"], ...')
 
 

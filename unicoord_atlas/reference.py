@@ -120,7 +120,7 @@ class ReferenceModel:
         config = read_checked(folder / "config.json", ReferenceConfig, FORMAT_VERSION)
         schema = AtlasSchema.from_json(read_text(folder / "schema.json"), str(folder / "schema.json"))
         model = JointVAE(config.network)
-        load_weights(folder, model, torch.device("cpu"))
+        load_weights(folder / "model.safetensors", model, torch.device("cpu"))
         novelty = Novelty.load(folder / NOVELTY) if (folder / NOVELTY).exists() else None
         normalization = load_normalization(folder / "normalization.safetensors")
         seeds = Seeds.load(folder / SEEDS) if (folder / SEEDS).exists() else None

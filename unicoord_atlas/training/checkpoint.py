@@ -5,9 +5,12 @@
                               optimizer.safetensors   Adam's moments and step counts
                               latent_table.safetensors  the latent table, where the diffusion loss is on
                               state.json              step, epoch, stream position, early stopping
-    checkpoints/latest.json, best.json                which to go on from, which was best on validation
+    checkpoints/best-000012.safetensors               weights after the epoch that was best on validation: the averaged
+                                                      ones where train.average is on
+    checkpoints/latest.json                           which checkpoint to go on from
 
-latest.json is written last.
+latest.json is written last.  Of the best weights two files may be there: those that the latest checkpoint knows of, and
+those of a better epoch since then.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +28,17 @@ from safetensors.torch import load_file, save_file
 
 from unicoord_atlas.errors import DataError
 
-from .averaging import AveragedWeights
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
 
+    from .averaging import AveragedWeights
     from .latent_table import LatentTable
 
 KEPT = 2
+_LATEST = "latest.json"
 
 
 @dataclass
@@ -62,32 +66,58 @@ class Parts:
     table: LatentTable | None = None
 
 
-def save_checkpoint(folder: Path, parts: Parts, progress: Progress, best: bool = False) -> Path:
-    """Write one checkpoint and point to it; older ones but the best are removed afterwards.
+def save_checkpoint(folder: Path, parts: Parts, progress: Progress) -> Path:
+    """Write one checkpoint and point to it; what is older is removed afterwards.
 
     Raises
     ------
     DataError
         If it cannot be written, as on a full disk; the checkpoints before it stay as they are.
     """
-    name = f"step-{progress.step:08d}"
-    target = folder / name
-    try:
+    target = folder / f"step-{progress.step:08d}"
+    with _room_named(target):
         if target.exists():  # the same step again, at the end of an epoch: the tensors are the same
             write_json(target / "state.json", asdict(progress))
         else:
             _write_aside(target, parts, progress)
-        if best:
-            write_json(folder / "best.json", {"checkpoint": name})
-        write_json(folder / "latest.json", {"checkpoint": name})
+        best = best_weights(folder, progress.best_epoch)
+        if best.exists():
+            _sync(best)
+        write_json(folder / "latest.json", {"checkpoint": target.name})
+    _prune(folder, {progress.best_epoch})
+    return target
+
+
+def save_best(folder: Path, model: nn.Module, epoch: int) -> None:
+    """Write the weights of the best epoch so far; DataError as for a checkpoint.
+
+    A run that is killed goes on from its latest checkpoint: what is best there stays until the next one.
+    """
+    target = best_weights(folder, epoch)
+    with _room_named(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, _aside(target))
+        os.replace(_aside(target), target)
+    _prune(folder, {epoch, latest_progress(folder).best_epoch if (folder / _LATEST).exists() else epoch})
+
+
+def best_weights(folder: Path, epoch: int) -> Path:
+    """Where the weights are that were best, after that many epochs."""
+    return folder / f"best-{epoch:06d}.safetensors"
+
+
+@contextmanager
+def _room_named(target: Path) -> Iterator[None]:
+    """A write that fails says how to go on, and leaves nothing half-written."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:  # safetensors wraps what the system says of a full disk
-        shutil.rmtree(_aside(target), ignore_errors=True)
+        aside = _aside(target)
+        aside.unlink(missing_ok=True) if aside.is_file() else shutil.rmtree(aside, ignore_errors=True)
         raise DataError(
             f"{target}: cannot be saved ({error}); the checkpoint before it stays. "
             "Free some space and give the same command again"
         ) from error
-    _prune(folder)
-    return target
 
 
 def _aside(target: Path) -> Path:
@@ -113,10 +143,10 @@ def _write_aside(target: Path, parts: Parts, progress: Progress) -> None:
 
 def load_checkpoint(folder: Path, parts: Parts, device: torch.device) -> Progress | None:
     """Load the latest checkpoint into its parts; None if there is none yet."""
-    if not (folder / "latest.json").exists():
+    if not (folder / _LATEST).exists():
         return None
-    target = pointed(folder, "latest")
-    load_weights(target, parts.model, device)
+    target = latest_checkpoint(folder)
+    load_weights(target / "model.safetensors", parts.model, device)
     if parts.averaged is not None:
         parts.averaged.load_state_dict(_tensors(target / "averaged.safetensors", device))
     if parts.table is not None:
@@ -131,30 +161,30 @@ def load_checkpoint(folder: Path, parts: Parts, device: torch.device) -> Progres
 
 
 def load_best(folder: Path, model: nn.Module, device: torch.device) -> None:
-    """Load the best checkpoint's weights, averaged ones if it has them."""
-    target = pointed(folder, "best")
-    load_weights(target, model, device)
-    if (target / "averaged.safetensors").exists():
-        averaged = AveragedWeights(model)
-        averaged.load_state_dict(_tensors(target / "averaged.safetensors", device))
-        averaged.keep()
+    """Load the weights of the best epoch that the latest checkpoint knows of."""
+    load_weights(best_weights(folder, latest_progress(folder).best_epoch), model, device)
 
 
-def load_weights(target: Path, model: nn.Module, device: torch.device) -> None:
-    """Load a checkpoint's weights; DataError if they do not fit the model."""
+def latest_progress(folder: Path) -> Progress:
+    """Where the latest checkpoint stands; DataError if there is none."""
+    return Progress(**read_json(latest_checkpoint(folder) / "state.json"))
+
+
+def load_weights(file: Path, model: nn.Module, device: torch.device) -> None:
+    """Load saved weights; DataError if they do not fit the model."""
     try:
-        model.load_state_dict(_tensors(target / "model.safetensors", device))
+        model.load_state_dict(_tensors(file, device))
     except RuntimeError as error:
-        raise DataError(f"{target}: weights do not fit this run's model ({error}); was run.toml changed?") from error
+        raise DataError(f"{file}: weights do not fit this run's model ({error}); was run.toml changed?") from error
 
 
-def pointed(folder: Path, pointer: str) -> Path:
-    """The checkpoint that `latest` or `best` points to."""
-    name = str(read_json(folder / f"{pointer}.json").get("checkpoint", ""))
+def latest_checkpoint(folder: Path) -> Path:
+    """The checkpoint that latest.json points to."""
+    name = str(read_json(folder / _LATEST).get("checkpoint", ""))
     target = folder / name
     if not name.startswith("step-") or target.parent != folder or not (target / "state.json").exists():
         raise DataError(
-            f"{folder / pointer}.json: names checkpoint {name!r}, which is not there; remove the file to start anew"
+            f"{folder / _LATEST}: names checkpoint {name!r}, which is not there; remove the file to start anew"
         )
     return target
 
@@ -194,16 +224,14 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _prune(folder: Path) -> None:
-    keep = {
-        str(read_json(folder / f"{p}.json").get("checkpoint"))
-        for p in ("latest", "best")
-        if (folder / f"{p}.json").exists()
-    }
+def _prune(folder: Path, best_epochs: set[int]) -> None:
     steps = sorted(path for path in folder.glob("step-*") if path.is_dir())
+    latest = latest_checkpoint(folder) if (folder / _LATEST).exists() else None
     for path in steps[:-KEPT]:
-        if path.name not in keep:
+        if path != latest:
             shutil.rmtree(path)
+    for path in set(folder.glob("best-*.safetensors")) - {best_weights(folder, epoch) for epoch in best_epochs}:
+        path.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unicoord_atlas.model.noise import Noise
 
 from .averaging import AveragedWeights
-from .checkpoint import Parts, Progress, load_checkpoint, save_checkpoint
+from .checkpoint import Parts, Progress, load_checkpoint, save_best, save_checkpoint
 from .metrics import RunningMeans, append_metrics, drop_metrics_after, require_finite, require_finite_weights
 from .optimizer import learning_rate, make_optimizer
 from .ranks import agreed_step, peers_named, wrap_for_ranks
@@ -78,23 +78,25 @@ def run_training(run: Training) -> Progress:
 
 
 def _epoch(run: Training, state: _State) -> None:
-    """Train on what is left of the epoch, validate, save."""
+    """Train on what is left of the epoch, validate, save what is best and, where it is due, all."""
     progress = state.progress
     run.training.set_epoch(progress.epoch)
     if progress.stream:
         run.training.load_state_dict(progress.stream)
     trained = _train_epoch(run, state)
+    progress.epoch, progress.stream, progress.means = progress.epoch + 1, {}, {}
     with state.parts.averaged.applied() if state.parts.averaged else nullcontext():
         validated = validate(run)
-    progress.epoch, progress.stream, progress.means = progress.epoch + 1, {}, {}
-    best = _note_best(progress, validated.get("validation_loss"))
+        if _note_best(progress, validated.get("validation_loss")) and run.accelerator.is_main_process:
+            save_best(run.folder / "checkpoints", run.model, progress.epoch)
     patience = run.config.early_stopping_patience
     progress.finished = progress.epoch == run.num_epochs or _out_of_patience(progress, patience)
     entry = {"epoch": progress.epoch - 1, "step": progress.step, **trained, **validated}
     run.accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=progress.step)
     if run.accelerator.is_main_process:
         append_metrics(run.folder / "metrics.jsonl", entry)
-    _save(run, state, best)
+    if progress.finished or _due(run, state):
+        _save(run, state)
 
 
 def _train_epoch(run: Training, state: _State) -> dict[str, float]:
@@ -182,11 +184,11 @@ def _due(run: Training, state: _State) -> bool:
     return late or state.progress.step % run.config.checkpoint_every_steps == 0
 
 
-def _save(run: Training, state: _State, best: bool = False) -> None:
+def _save(run: Training, state: _State) -> None:
     """Save on the main process, never weights that are not finite: those are the same on all ranks."""
     require_finite_weights(run.model, state.progress.step)
     if run.accelerator.is_main_process:
-        save_checkpoint(run.folder / "checkpoints", state.parts, state.progress, best=best)
+        save_checkpoint(run.folder / "checkpoints", state.parts, state.progress)
     state.saved_at = time.monotonic()
 
 
