@@ -13,7 +13,7 @@ import typer
 
 from unicoord_atlas.errors import AlreadyDone, UnicoordError, UsageError
 
-from .command_line import Json, Out, PartOption, finish, listed
+from .command_line import DaskOption, Json, Out, PartOption, finish, listed
 from .convert_command import add_convert
 from .evaluate_command import EvaluateGroup, add_mapped
 from .figure_command import add_figure
@@ -285,13 +285,14 @@ def export_latents(
     run: Annotated[Path, typer.Option(help="A finished run directory.")],
     out: Out,
     part: PartOption = None,
+    dask: DaskOption = None,
     as_json: Json = False,
 ) -> None:
     """Write the coordinates of all cells of an atlas: AnnData Zarr and parquet."""
     from . import export_latents as job
     from .parts import Part
 
-    finish(job.run(job.ExportLatentsOptions(store, run, out, Part.of(part))), as_json)
+    finish(job.run(job.ExportLatentsOptions(store, run, out, Part.of(part), dask)), as_json)
 
 
 add_reference_commands(app)

@@ -14,6 +14,10 @@ from unicoord_atlas.errors import UsageError
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 Out = Annotated[Path, typer.Option(help="What to write; it appears under this name only when it is finished.")]
 
+DaskOption = Annotated[
+    str | None,
+    typer.Option("--dask", help="Have the workers of a Dask cluster do the parts.", metavar="local:N|ADDRESS"),
+]
 PartOption = Annotated[
     str | None,
     typer.Option(

@@ -15,6 +15,7 @@ from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.reference import ReferenceModel
 
+from .dask_parts import run_in_parts
 from .export_reference import model_of_run
 from .part_files import copy_tables, table_maker, with_columns, write_columns
 from .parts import Part, do_part
@@ -42,6 +43,7 @@ class ExportLatentsOptions:
     out: Path
     part: Part | None = None
     """Only this share of the cells; the last part to be done makes `out`."""
+    dask: str | None = None
 
 
 def run(options: ExportLatentsOptions) -> dict[str, Any]:
@@ -64,6 +66,9 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
             f"{options.store}: its genes are not those that {options.run} was trained on; use map-query for other data"
         )
     inputs = [options.store, folder]
+    if options.dask is not None:
+        check_output(options.out, inputs, {})
+        return run_in_parts(options.dask, run, options, store.n_obs)
     result = {"cells": store.n_obs, "dims": list(reference.dims)}
     if options.part is None:
         batches = _in_order(store, 0, store.n_obs)

@@ -43,7 +43,7 @@ def add_gene_set_commands(app: typer.Typer) -> None:
         groups: Annotated[int, typer.Option(help="Groups of correlated sets; one set of each is chosen.")] = 30,
         seed: Annotated[int, typer.Option(help="Seed of subsample, random sets and forest.")] = 0,
         replace: Annotated[bool, typer.Option(help="Take out scores that were made with other settings.")] = False,
-        dask: Annotated[str | None, typer.Option(help="Score on a Dask cluster.", metavar="local:N|ADDRESS")] = None,
+        dask: Annotated[str | None, typer.Option(help="Score on a cluster.", metavar="local:N|k8s|ADDRESS")] = None,
         as_json: Json = False,
     ) -> None:
         """Choose gene sets that tell types apart, and score them in all cells.

@@ -33,7 +33,7 @@ from unicoord_atlas.gene_sets.selection import (
 from unicoord_atlas.loaders.in_order import in_order
 from unicoord_atlas.loaders.score_pass import CellScorer, scores_of_rows, values_of_rows
 
-from .dask_client import pieces_runner, threads_of
+from .dask_client import threads_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from unicoord_atlas.loaders.graph_pass import RunPieces
     from unicoord_atlas.schema import LabelColumn
 
     from .select_gene_sets import SelectGeneSetsOptions
@@ -60,14 +61,16 @@ class Atlas:
     names_n: NDArray[np.object_]
 
 
-def select_into(folder: Path, atlas: Atlas, gene_sets: Sequence[GeneSet], options: SelectGeneSetsOptions) -> None:
+def select_into(
+    folder: Path, atlas: Atlas, gene_sets: Sequence[GeneSet], options: SelectGeneSetsOptions, run_pieces: RunPieces
+) -> None:
     """Fill the folder; `chosen.gmt` comes last but for what is drawn of it."""
     store = atlas.scorer.store
     sets = present_sets(gene_sets, store.schema, atlas.present_g, options.min_genes, options.max_genes, options.gmt)
     rows = stratified_rows(atlas.codes_n, options.cells, options.seed)
     types = pd.Series([atlas.column.categories[code] for code in atlas.codes_n[rows]], name=options.label)
     pd.DataFrame({"cell": atlas.names_n[rows], options.label: types}).to_csv(folder / "cells.csv", index=False)
-    scores = _kept(folder / "scores.parquet", bound(_scores, atlas, sets, rows, options))
+    scores = _kept(folder / "scores.parquet", bound(_scores, atlas, sets, rows, run_pieces))
     null = _kept(folder / "null.parquet", bound(_null, atlas, sets, rows, options))
     table = _tested(scores, sets, null, rows, atlas, options)
     codes_n = atlas.codes_n[rows]
@@ -90,15 +93,10 @@ def _kept(path: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     return pd.read_parquet(path)
 
 
-def _scores(
-    atlas: Atlas, sets: Sequence[PresentSet], rows: NDArray[np.int64], options: SelectGeneSetsOptions
-) -> pd.DataFrame:
-    with (
-        tqdm(total=len(rows), desc=f"scores of {len(sets):,} sets", unit=" cells", disable=None) as bar,
-        pieces_runner(options.dask, options.threads) as run,
-    ):
+def _scores(atlas: Atlas, sets: Sequence[PresentSet], rows: NDArray[np.int64], run_pieces: RunPieces) -> pd.DataFrame:
+    with tqdm(total=len(rows), desc=f"scores of {len(sets):,} sets", unit=" cells", disable=None) as bar:
         sums = present_sums(sets, atlas.scorer.method)
-        scores_ns = scores_of_rows(atlas.scorer, sums, rows, run, bar.update)
+        scores_ns = scores_of_rows(atlas.scorer, sums, rows, run_pieces, bar.update)
     return pd.DataFrame(scores_ns, index=atlas.names_n[rows], columns=[s.name for s in sets])
 
 

@@ -17,6 +17,7 @@ from unicoord_atlas.loaders.query_cells import CellRange, QueryCells, open_query
 from unicoord_atlas.query import Coverage, QueryBatches
 from unicoord_atlas.reference import ReferenceModel
 
+from .dask_parts import run_in_parts
 from .map_report import say_calls, say_predictions
 from .part_files import copy_tables, table_maker, with_columns, write_columns
 from .parts import Part, do_part
@@ -52,6 +53,7 @@ class MapQueryOptions:
     """Labels of tied levels are decoded together."""
     part: Part | None = None
     """Only this share of the cells; the last part to be done makes `out`."""
+    dask: str | None = None
 
 
 def run(options: MapQueryOptions) -> dict[str, Any]:
@@ -65,13 +67,17 @@ def run(options: MapQueryOptions) -> dict[str, Any]:
         Naming the query or the option, and the way out.
     """
     require_suffix(options.out)
+    if options.csv and (options.part or options.dask):
+        raise UsageError(f"--csv {options.csv}: for one process only; the table is obs of {options.out}")
+    if options.dask is not None:
+        with open_query(options.query, options.layer, options.input) as source:
+            require_cells(source.n_obs, options.query)
+        return run_in_parts(options.dask, run, options, source.n_obs)
     reference = ReferenceModel.load(options.reference)
     if options.part is None:
         for path in (options.out, options.csv):
             if path and path.exists():
                 raise DataError(f"{path} exists; remove it or choose another name")
-    elif options.csv:
-        raise UsageError(f"--csv {options.csv}: not with --part; the table is obs of {options.out}")
     with open_query(options.query, options.layer, options.input) as source:
         require_cells(source.n_obs, options.query)
         if options.part is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .command_line import Json, Out, PartOption, finish
+from .command_line import DaskOption, Json, Out, PartOption, finish
 
 Reference = Annotated[str, typer.Option(help="A reference directory, or hf://USER/NAME on the Hugging Face hub.")]
 
@@ -60,6 +60,7 @@ def map_query(
     ] = 0.3,
     force: Annotated[bool, typer.Option(help="Map it whatever it covers.")] = False,
     part: PartOption = None,
+    dask: DaskOption = None,
     as_json: Json = False,
 ) -> None:
     """Map new cells onto a reference: coordinates, labels, confidence, novelty.
@@ -88,6 +89,7 @@ def map_query(
         force,
         consistent,
         Part.of(part),
+        dask,
     )
     finish(job.run(options), as_json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -23,15 +24,18 @@ from unicoord_atlas.loaders.row_file import RowFile
 from unicoord_atlas.loaders.score_pass import CellScorer, write_scores
 from unicoord_atlas.loaders.scores_store import write_named_scores
 from unicoord_atlas.loaders.store import CellStore, open_store
+from unicoord_atlas.loaders.zarr_layout import MANIFEST
 
-from .amend_store import ADDITIONS, amended_store, finish_amendment
+from .amend_store import ADDITIONS, amended_store, check_amendment, finish_amendment
 from .dask_client import pieces_runner
+from .dask_job import is_worker, work_until_done
 from .gene_set_tables import CHOSEN_GMT, Atlas, select_into
 from .workdir import finished_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from unicoord_atlas.loaders.graph_pass import RunPieces
 
 PART = "gene_sets"
 Genes = Literal["common", "all"]
@@ -106,27 +110,52 @@ def run(options: SelectGeneSetsOptions, console: Console | None = None) -> dict[
     """
     console = console or Console(stderr=True)
     _require_libraries()
-    finish_amendment(options.store, PART)
+    if not is_worker(options.dask):  # else the driver may be at it
+        finish_amendment(options.store, PART)
     store = open_store(options.store)
     atlas = _atlas(store, options)
     try:
-        with finished_directory(options.folder, [options.store, options.gmt], options.settings(), True) as partial:
-            select_into(partial, atlas, read_gmt(options.gmt), options)
-    except AlreadyDone:
-        _say(console, f"{options.folder} holds this selection already")
-    chosen = present_sets(
-        read_gmt(options.folder / CHOSEN_GMT), store.schema, atlas.present_g, 1, store.n_vars, options.folder
-    )
-    result = {"store": str(options.store), "tables": str(options.folder), "sets": [s.title for s in chosen]}
-    config = {**options.settings(), "cells_of": fingerprint_of(store), "sets": [s.name for s in chosen]}
-    try:
-        with amended_store(options.store, PART, config, options.replace) as partial:
-            _score_all(partial, store, atlas.scorer, chosen, options)
+        if is_worker(options.dask):
+            work_until_done(partial(_check, options, atlas))
+        # Outside, so that workers see the scores in the store when the cluster ends.
+        with pieces_runner(options.dask, options.threads) as run_pieces:
+            return _run(options, atlas, run_pieces, console)
     except AlreadyDone:
         _say(console, f"{options.store} has these scores already")
-        return result | {"already_done": True}
+        return {"store": str(options.store), "tables": str(options.folder), "already_done": True}
+
+
+def _run(options: SelectGeneSetsOptions, atlas: Atlas, run_pieces: RunPieces, console: Console) -> dict[str, Any]:
+    store = atlas.scorer.store
+    try:
+        with finished_directory(options.folder, [options.store, options.gmt], options.settings(), True) as folder:
+            select_into(folder, atlas, read_gmt(options.gmt), options, run_pieces)
+    except AlreadyDone:
+        _say(console, f"{options.folder} holds this selection already")
+    chosen = _chosen(options, atlas)
+    with amended_store(options.store, PART, _addition(options, store, chosen), options.replace) as folder:
+        _score_all(folder, store, atlas.scorer, chosen, options, run_pieces)
     _say(console, f"{options.store}: scores of {len(chosen)} sets in {store.n_obs:,} cells, tables in {options.folder}")
-    return result
+    return {"store": str(options.store), "tables": str(options.folder), "sets": [s.title for s in chosen]}
+
+
+def _chosen(options: SelectGeneSetsOptions, atlas: Atlas) -> tuple[PresentSet, ...]:
+    """What the finished tables say."""
+    store = atlas.scorer.store
+    sets = read_gmt(options.folder / CHOSEN_GMT)
+    return present_sets(sets, store.schema, atlas.present_g, 1, store.n_vars, options.folder)
+
+
+def _addition(options: SelectGeneSetsOptions, store: CellStore, chosen: tuple[PresentSet, ...]) -> dict[str, Any]:
+    """What tells these scores from others in the store."""
+    return {**options.settings(), "cells_of": fingerprint_of(store), "sets": [s.name for s in chosen]}
+
+
+def _check(options: SelectGeneSetsOptions, atlas: Atlas) -> None:
+    """AlreadyDone if tables and scores are there."""
+    if (options.folder / MANIFEST).exists():
+        addition = _addition(options, atlas.scorer.store, _chosen(options, atlas))
+        check_amendment(options.store, PART, addition)
 
 
 def _atlas(store: CellStore, options: SelectGeneSetsOptions) -> Atlas:
@@ -154,13 +183,15 @@ def _method(
 
 
 def _score_all(
-    partial: Path, store: CellStore, scorer: CellScorer, chosen: tuple[PresentSet, ...], options: SelectGeneSetsOptions
+    folder: Path,
+    store: CellStore,
+    scorer: CellScorer,
+    chosen: tuple[PresentSet, ...],
+    options: SelectGeneSetsOptions,
+    run_pieces: RunPieces,
 ) -> None:
-    scores = RowFile(partial / "scores.f32", store.n_obs, len(chosen), np.float32)
-    with (
-        tqdm(total=store.n_obs, desc="scores", unit=" cells", unit_scale=True, disable=None) as bar,
-        pieces_runner(options.dask, options.threads) as run_pieces,
-    ):
+    scores = RowFile(folder / "scores.f32", store.n_obs, len(chosen), np.float32)
+    with tqdm(total=store.n_obs, desc="scores", unit=" cells", unit_scale=True, disable=None) as bar:
         write_scores(scorer, present_sums(chosen, scorer.method), scores, run_pieces, bar.update)
     facts = {
         "names": np.array([s.name for s in chosen], object),
@@ -169,7 +200,7 @@ def _score_all(
         "settings": json.dumps(options.settings()),
         "fingerprint": fingerprint_of(store),
     }
-    group = zarr.open_group(partial / ADDITIONS, mode="w", zarr_format=3)
+    group = zarr.open_group(folder / ADDITIONS, mode="w", zarr_format=3)
     write_named_scores(group, store, [s.title for s in chosen], scores, facts)
 
 

@@ -69,6 +69,10 @@ class JobController:
                 for key, text in self._objects[kind, name]["data"].items():
                     (folder / name / key).write_text(text)
 
+    def args(self, name: str) -> list[str]:
+        """Arguments of a Job's container, to be changed as a user would in an overlay."""
+        return self._objects["Job", name]["spec"]["template"]["spec"]["containers"][0]["args"]
+
     def run(self, name: str, fault: Fault | None = None, timeout: float = 240) -> dict[int, list[int]]:
         """Run a Job to its end; the exit codes of each index, in order."""
         spec = self._objects["Job", name]["spec"]

@@ -13,7 +13,16 @@ from job_controller import ROOT, Fault, JobController, JobFailed, kustomize
 from manifests import steps_of_readme
 
 from unicoord_atlas.config import RunConfig
-from unicoord_atlas.jobs import build_graph, demo, export_latents, export_reference, ingest, map_query, train
+from unicoord_atlas.jobs import (
+    build_graph,
+    demo,
+    export_latents,
+    export_reference,
+    ingest,
+    map_query,
+    select_gene_sets,
+    train,
+)
 from unicoord_atlas.training.metrics import read_metrics
 
 
@@ -167,3 +176,22 @@ def test_bad_data_ends_a_job_at_the_first_try(cluster, tmp_path):
     (controller.data / "run" / "model" / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(JobFailed, match=r"exited 65(.|\n)*model\.safetensors"):
         controller.run("export-latents")
+
+
+@pytest.mark.slow
+def test_gene_sets_are_those_of_one_process(cluster, tmp_path):
+    """Scored by the workers of a Job, whose scheduler is index 0."""
+    controller = namespace(tmp_path, cluster.data, OUTPUTS[1:])
+    one = shutil.copytree(cluster.data / "atlas.zarr", tmp_path / "alone" / "atlas.zarr")
+    genes, draw = anndata.read_zarr(one).var_names, np.random.default_rng(0)
+    sets = "".join("\t".join([f"set {i}", "", *draw.choice(genes, 60, replace=False)]) + "\n" for i in range(40))
+    for folder in (controller.data, one.parent):
+        (folder / "gene_sets.gmt").write_text(sets)
+    options = select_gene_sets.SelectGeneSetsOptions(one, one.parent / "gene_sets.gmt", "cell_type", p=1.0)
+    select_gene_sets.run(options)
+    controller.args("select-gene-sets").extend(["--p", "1"])  # sets of chance
+    for step in range(2):  # the second finds all there
+        codes = controller.run("select-gene-sets")
+        assert codes[0] == [0] and set(codes[1]) <= {0}, step
+    both = [anndata.read_zarr(path).obsm["X_gene_sets"] for path in (one, controller.data / "atlas.zarr")]
+    pd.testing.assert_frame_equal(*both)

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -16,10 +17,20 @@ from cells import counts_of_types
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.coordinate_changes import Changes
-from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.generate import Generation
-from unicoord_atlas.jobs import build_graph, export_latents, export_reference, generate, ingest, map_query, train
+from unicoord_atlas.jobs import (
+    build_graph,
+    dask_parts,
+    export_latents,
+    export_reference,
+    generate,
+    ingest,
+    map_query,
+    train,
+)
 from unicoord_atlas.jobs.demo import recover_counts
+from unicoord_atlas.jobs.parts import Part
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.training import loop
 from unicoord_atlas.training.metrics import read_metrics
@@ -97,6 +108,33 @@ def test_mapped_keeps_the_query_s_own_cells_and_columns(folder):
         pd.read_csv(folder / "obs.csv", index_col=0)["cell_type_predicted"].tolist()
         == mapped.obs["cell_type_predicted"].tolist()
     )
+
+
+def test_workers_of_a_cluster_export_and_map_the_same(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(dask_parts, "CELLS", 64)
+    out = {name: tmp_path / name for name in ("latents.zarr", "mapped.h5ad")}
+    export = export_latents.ExportLatentsOptions(
+        folder / "atlas.zarr", folder / "run", out["latents.zarr"], dask="local:2"
+    )
+    query = map_query.MapQueryOptions(
+        folder / "query.h5ad", folder / "reference", out["mapped.h5ad"], probabilities=True, dask="local:2"
+    )
+    assert export_latents.run(export)["cells"] == 800
+    assert map_query.run(query)["cells"] == 150
+    for name, read in (("latents.zarr", anndata.read_zarr), ("mapped.h5ad", anndata.read_h5ad)):
+        ours, theirs = read(out[name]), read(folder / name)
+        # Not to the bit: products of matrices depend on how many cells are encoded together.
+        pd.testing.assert_frame_equal(ours.obs, theirs.obs, rtol=1e-4, atol=1e-3)
+        for key in theirs.obsm:
+            np.testing.assert_allclose(ours.obsm[key], theirs.obsm[key], rtol=1e-5, atol=1e-5)
+    with pytest.raises(AlreadyDone):
+        export_latents.run(export)
+    for message, changes in (
+        ("each pod does its own --part", {"dask": "k8s"}),
+        ("leave out --part", {"part": Part(0, 2)}),
+    ):
+        with pytest.raises(UsageError, match=message):
+            map_query.run(replace(query, out=tmp_path / "other.h5ad", **changes))
 
 
 def test_latents_are_those_of_the_mapped_cells(folder):
