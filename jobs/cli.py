@@ -19,6 +19,7 @@ from .evaluate_command import EvaluateGroup, add_mapped
 from .figure_command import add_figure
 from .gene_set_command import add_gene_set_commands
 from .generate_command import add_generate
+from .reconstruction_command import add_reconstruction
 from .reference_command import add_reference_commands
 from .report_command import add_report
 from .restore_command import add_restore
@@ -303,6 +304,7 @@ evaluate = typer.Typer(
 app.add_typer(evaluate, name="evaluate")
 add_mapped(evaluate)
 add_restore(evaluate)
+add_reconstruction(evaluate)
 add_generate(app)
 add_figure(app)
 add_report(app)

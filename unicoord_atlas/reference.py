@@ -34,7 +34,7 @@ from .errors import DataError
 from .lineage import Tie
 from .model_card import model_card
 from .novelty import Novelty, cell_errors, strangeness
-from .reference_files import load_normalization, read_checked, read_text, save_normalization
+from .reference_files import load_normalization, read_checked, read_text, room_for, save_normalization
 from .schema import AtlasSchema, LabelColumn
 from .seeds import SEEDS, Seeds
 
@@ -94,8 +94,7 @@ class Annotation:
 
     def predicted(self, name: str) -> NDArray[np.intp]:
         """(n,) code of the arg-max class."""
-        result: NDArray[np.intp] = self.probabilities[name].argmax(axis=1)
-        return result
+        return np.argmax(self.probabilities[name], axis=1)
 
 
 class ReferenceModel:
@@ -127,8 +126,12 @@ class ReferenceModel:
         _require_fit(folder, config, schema, normalization)
         return cls(model.to(device).eval(), config, schema, normalization, novelty, seeds)
 
-    def save(self, folder: Path) -> None:
-        """Write all files into an existing directory."""
+    def save(self, folder: Path | str) -> None:
+        """Write all files into a directory, which gets its name last if it is new; DataError if it has a model."""
+        with room_for(Path(folder), "config.json") as place:
+            self._write(place)
+
+    def _write(self, folder: Path) -> None:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
         (folder / "config.json").write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -159,10 +162,13 @@ class ReferenceModel:
     @property
     def own_genes(self) -> tuple[str, ...]:
         """Genes that the model decodes, in its order."""
-        if not self.config.network.num_atlas_genes:
-            return self.schema.genes
-        own = np.flatnonzero(self.model.own_index_g.cpu().numpy() >= 0)
-        return tuple(self.schema.genes[i] for i in own)
+        return tuple(self.schema.genes[i] for i in self.own_positions)
+
+    @property
+    def own_positions(self) -> NDArray[np.int64]:
+        """Where these genes are among the atlas's."""
+        some = self.config.network.num_atlas_genes > 0
+        return np.flatnonzero(self.model.own_index_g.cpu() >= 0) if some else np.arange(self.schema.num_genes)
 
     @property
     def dims(self) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,6 +17,7 @@ from .errors import DataError
 from .normalization import Normalization
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -80,3 +83,24 @@ def read_text(path: Path) -> str:
         raise DataError(
             f"{path}: cannot be read ({error}); is this a reference directory? export-reference makes one of a run"
         ) from error
+
+
+@contextmanager
+def room_for(folder: Path, kept: str) -> Iterator[Path]:
+    """Yield the directory, or for a new one a hidden sibling that is renamed at the end.
+
+    Raises
+    ------
+    DataError
+        If the directory has the file `kept`.
+    """
+    if (folder / kept).exists():
+        raise DataError(f"{folder} holds a reference already; remove it or choose another name")
+    if folder.exists():
+        yield folder
+        return
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    aside.rename(folder)
