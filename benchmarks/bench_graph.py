@@ -230,7 +230,8 @@ def _training(store: Path, cells: int) -> dict[str, Any]:
 
 def _cells_per_second(store: Path, out: Path, cells: int, weight: str) -> float:
     settings = (f"data.max_cells={cells}", "latent.diffusion=3", f"loss.diffusion={weight}")
-    command = [sys.executable, "-m", "unicoord_atlas.jobs.cli", "train", str(store), "--out", str(out), "--epochs", "1"]
+    program = [sys.executable, "-m", "unicoord_atlas.jobs.cli"]
+    command = [*program, "train", str(store), "--out", str(out), "--epochs", "1", "--no-report"]
     command += [word for setting in settings for word in ("--set", setting)]
     subprocess.run([*command, "--discrete", "cell_type"], check=True, stderr=subprocess.DEVNULL)
     epochs = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -62,7 +62,7 @@ def train(
         Settings, section__key=value.
     """
     shutil.rmtree(out, ignore_errors=True)
-    words = ["train", store, "--out", out, "--discrete", ",".join(labels), *settings(**given)]
+    words = ["train", store, "--out", out, "--no-report", "--discrete", ",".join(labels), *settings(**given)]
     command = ours(*(["launch", "--processes", processes] if processes > 1 else []), *words)
     start = time.perf_counter()
     log = out.with_suffix(".log")

@@ -237,6 +237,9 @@ def train(
     set: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting: section.key=value.", metavar="A.B=C")
     ] = None,
+    report: Annotated[
+        bool, typer.Option(help="Write RUN/report.html at the end; needs the extra `report`, and says so without it.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Train the joint-VAE on an atlas store."""
@@ -254,7 +257,7 @@ def train(
     settings = RunConfig.load(config, [*options, *(set or [])])
     from .train import TrainOptions, run
 
-    finish(run(TrainOptions(store, out, settings)), as_json)
+    finish(run(TrainOptions(store, out, settings, report)), as_json)
 
 
 @app.command(

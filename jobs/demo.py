@@ -50,7 +50,7 @@ def run(out: Path) -> dict[str, Any]:
     )
     _step("train atlas.zarr --discrete cell_type --out run")
     config = RunConfig.load(None, [f'latent.discrete=["{LABEL}"]'])
-    train.run(train.TrainOptions(out / "atlas.zarr", out / "run", config))
+    train.run(train.TrainOptions(out / "atlas.zarr", out / "run", config, report=True))
     _step("export-latents atlas.zarr --run run --out latents.zarr")
     _done_or(
         lambda: export_latents.run(

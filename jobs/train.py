@@ -42,6 +42,7 @@ from unicoord_atlas.training.signals import Stopped
 
 from .diffusion import graph_of, latent_table, with_neighbors
 from .run_identity import by_dotted_name, claim, refuse_other
+from .train_report import write_report
 from .train_summary import summary_table
 from .workdir import finished_directory
 
@@ -62,6 +63,8 @@ class TrainOptions:
     store: Path
     out: Path
     config: RunConfig
+    report: bool = False
+    """Also RUN/report.html, if the extra `report` is installed."""
 
 
 def run(options: TrainOptions) -> dict[str, Any]:
@@ -94,7 +97,9 @@ def run(options: TrainOptions) -> dict[str, Any]:
     if not accelerator.is_main_process:
         return {}
     metrics = _finish(options, store, prepared, run)
-    return _summary(options, progress, metrics)
+    result = _summary(options, progress, metrics)
+    page = write_report(options.out, options.store) if options.report else None
+    return result | ({"report": str(page)} if page else {})
 
 
 def _finished(out: Path) -> Progress | None:

@@ -161,7 +161,7 @@ def atlas(tmp_path_factory) -> Path:
 
 def _train(atlas: Path, out: Path, *more: str) -> list[str]:
     settings = [word for setting in [*SETTINGS, *more] for word in ("--set", setting)]
-    return ["train", str(atlas), "--out", str(out), *settings]
+    return ["train", str(atlas), "--out", str(out), "--no-report", *settings]
 
 
 def _started(command: list[str], out: Path) -> subprocess.Popen:
