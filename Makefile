@@ -3,7 +3,7 @@
 PYTHON ?= python3
 INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow lint format docs clean
 .NOTPARALLEL:
 
 demo: .venv/demo.stamp
@@ -24,13 +24,18 @@ format: .venv/dev.stamp
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
+docs: .venv/docs.stamp
+	.venv/bin/sphinx-build -W --keep-going -q -b html docs build/docs
+	@echo build/docs/index.html
+
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find unicoord_atlas loaders jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/demo.stamp: EXTRAS = demo
-.venv/test.stamp: EXTRAS = demo,dask,test
-.venv/dev.stamp: EXTRAS = demo,dask,test,dev
+.venv/docs.stamp: EXTRAS = docs
+.venv/test.stamp: EXTRAS = demo,dask,docs,test
+.venv/dev.stamp: EXTRAS = demo,dask,docs,test,dev
 .venv/%.stamp: pyproject.toml constraints.txt | .venv/bin/pip
 	$(INSTALL) -e '.[$(EXTRAS)]'
 	touch $@
