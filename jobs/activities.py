@@ -15,6 +15,7 @@ from rich.table import Table
 from unicoord_atlas.columns import require_column
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
 from unicoord_atlas.gene_sets.activities import activity_table
+from unicoord_atlas.loaders.object_address import object_address
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
 
@@ -57,7 +58,8 @@ def run(options: ActivitiesOptions) -> dict[str, Any]:
 
 
 def _scores_and_types(options: ActivitiesOptions) -> tuple[pd.DataFrame, pd.Series]:
-    if (options.cells / MANIFEST).exists() and (options.cells / "X" / "data").exists():
+    is_local = (options.cells / MANIFEST).exists() and (options.cells / "X" / "data").exists()
+    if is_local or object_address(options.cells) is not None:
         store = open_store(options.cells)
         table, obs = store.obsm(options.key), store.obs([options.label])
     else:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import zarr
 
-from unicoord_atlas.errors import AlreadyDone, DataError
+from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.loaders.manifest import read_manifest
+from unicoord_atlas.loaders.object_address import object_address
+from unicoord_atlas.loaders.store_files import LocalFiles
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
 
 from .workdir import (
@@ -68,7 +70,7 @@ def amended_store(store: Path, part: str, config: Mapping[str, Any], replace: bo
     config = dict(json.loads(json.dumps(config)))  # as it will be read back
     partial = _work_folder(store, part)
     with locked(partial), full_disk_named(partial):
-        before = read_manifest(store).get("additions", {}).get(part)
+        before = read_manifest(LocalFiles(store)).get("additions", {}).get(part)
         try:
             _refuse_other(store, part, before, config, replace)
         except (AlreadyDone, DataError):
@@ -91,13 +93,22 @@ def amended_store(store: Path, part: str, config: Mapping[str, Any], replace: bo
 
 def check_amendment(store: Path, part: str, config: Mapping[str, Any]) -> None:
     """Raise AlreadyDone if the store has this very addition."""
-    before = read_manifest(store).get("additions", {}).get(part)
+    before = read_manifest(LocalFiles(store)).get("additions", {}).get(part)
     if before is not None and before["config"] == dict(json.loads(json.dumps(config))):
         raise AlreadyDone(store / part)
 
 
 def finish_amendment(store: Path, part: str) -> None:
-    """Complete what a kill interrupted while the store was changed; otherwise do nothing."""
+    """Complete what a kill interrupted while the store was changed; otherwise do nothing.
+
+    Raises
+    ------
+    UsageError
+        If the store lies in an object store: files there cannot be changed all at once.
+    """
+    address = object_address(store)
+    if address is not None:
+        raise UsageError(f"{address}: this needs the atlas on this machine; copy it here, and the new one back")
     partial = _work_folder(store, part)
     if (partial / _WITHOUT).exists() or (partial / _NEXT).exists():
         with locked(partial):
@@ -128,7 +139,7 @@ def _refuse_other(
 
 def _take_out(store: Path, part: str, partial: Path) -> None:
     """Remove an addition from metadata and manifest, and then its files."""
-    manifest, metadata = dict(read_manifest(store)), read_json(store / _METADATA)
+    manifest, metadata = dict(read_manifest(LocalFiles(store))), read_json(store / _METADATA)
     gone = manifest["additions"][part]["files"]
     elements = {_element(name) for name in gone}
     nodes = metadata["consolidated_metadata"]["metadata"]
@@ -156,7 +167,7 @@ def _element(name: str) -> str:
 
 def _with_additions(store: Path, part: str, config: Mapping[str, Any], added: Path) -> tuple[str, dict[str, Any]]:
     """Metadata and manifest of the store with the elements of a group."""
-    manifest, metadata = dict(read_manifest(store)), read_json(store / _METADATA)
+    manifest, metadata = dict(read_manifest(LocalFiles(store))), read_json(store / _METADATA)
     files = {name: entry for name, entry in file_checksums(added).items() if name.count("/") > 1}
     taken = {_element(name) for name in manifest["files"]} & {_element(name) for name in files}
     if taken:

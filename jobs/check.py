@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from unicoord_atlas.loaders.manifest import damaged, read_manifest, size_fault
-
-from .workdir import file_checksums
+from unicoord_atlas.loaders.store_files import open_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,8 +21,9 @@ def run(path: Path, console: Console | None = None) -> dict[str, Any]:
     DataError
         Naming each file that is missing or changed, and the rows in it if it is a shard of counts.
     """
-    expected = read_manifest(path)["files"]
-    found = file_checksums(path)
+    files = open_files(path)
+    expected = read_manifest(files)["files"]
+    found = files.checksums(expected)
     faults = {}
     for name, entry in expected.items():
         size = found[name]["bytes"] if name in found else None
@@ -32,8 +32,8 @@ def run(path: Path, console: Console | None = None) -> dict[str, Any]:
         elif found[name] != entry:
             faults[name] = "has a wrong checksum"
     if faults:
-        raise damaged(path, faults)
+        raise damaged(files, faults)
     num_bytes = sum(entry["bytes"] for entry in expected.values())
     console = console or Console(stderr=True)
-    console.print(f"{path}: whole; {len(expected):,} files, {num_bytes / 1e6:,.1f} MB", soft_wrap=True)
-    return {"path": str(path), "files": len(expected), "bytes": num_bytes}
+    console.print(f"{files.uri}: whole; {len(expected):,} files, {num_bytes / 1e6:,.1f} MB", soft_wrap=True)
+    return {"path": files.uri, "files": len(expected), "bytes": num_bytes}

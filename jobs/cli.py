@@ -13,7 +13,7 @@ import typer
 
 from unicoord_atlas.errors import AlreadyDone, UnicoordError, UsageError
 
-from .command_line import DaskOption, Json, Out, PartOption, finish, listed
+from .command_line import CacheFolder, CacheSize, DaskOption, Json, Out, PartOption, cache_of, finish, listed
 from .convert_command import add_convert
 from .evaluate_command import EvaluateGroup, add_mapped
 from .figure_command import add_figure
@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Learn a coordinate system of cells from whole atlases; map, annotate and generate cells with it.",
     epilog="Typical order: ingest, build-graph, select-gene-sets, train, export-latents, export-reference, map-query.  "
-    "Exit codes: 0 done, 64 usage, 65 bad data, 78 bad config, 75 lost another process, "
+    "Exit codes: 0 done, 64 usage, 65 bad data, 78 bad config, 75 lost another process or a server, "
     "130/143 interrupted/terminated, 1 anything else.",
 )
 
@@ -176,7 +176,7 @@ def reorder(
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="An atlas store, or any input file.")], as_json: Json = False
+    path: Annotated[Path, typer.Argument(help="An atlas store, its address, or any input file.")], as_json: Json = False
 ) -> None:
     """Say what a store or a file holds: cells, genes, matrices, candidate label columns."""
     from .info import run
@@ -185,7 +185,10 @@ def info(
 
 
 @app.command()
-def check(path: Annotated[Path, typer.Argument(help="Any finished output directory.")], as_json: Json = False) -> None:
+def check(
+    path: Annotated[Path, typer.Argument(help="Any finished output directory, or an address of one.")],
+    as_json: Json = False,
+) -> None:
     """Verify a finished output against its manifest: every file, size and checksum."""
     from .check import run
 
@@ -214,7 +217,7 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def train(
-    store: Annotated[Path, typer.Argument(help="The atlas store to train on.")],
+    store: Annotated[Path, typer.Argument(help="The atlas store to train on, or its address.")],
     out: Annotated[
         Path, typer.Option(help="Run directory; an unfinished run of the same settings goes on.", metavar="RUN")
     ],
@@ -240,9 +243,15 @@ def train(
     report: Annotated[
         bool, typer.Option(help="Write RUN/report.html at the end; needs the extra `report`, and says so without it.")
     ] = True,
+    cache: CacheFolder = None,
+    cache_size: CacheSize = "50GB",
     as_json: Json = False,
 ) -> None:
-    """Train the joint-VAE on an atlas store."""
+    """Train the joint-VAE on an atlas store.
+
+    The store may be an address: s3://, gs://, az://, http:// or https:// of an atlas (needs the extra s3; credentials
+    and AWS_ENDPOINT_URL come from the environment).  So may that of every command that only reads it.
+    """
     from unicoord_atlas.config import RunConfig
 
     given = {
@@ -257,7 +266,7 @@ def train(
     settings = RunConfig.load(config, [*options, *(set or [])])
     from .train import TrainOptions, run
 
-    finish(run(TrainOptions(store, out, settings, report)), as_json)
+    finish(run(TrainOptions(store, out, settings, report, cache_of(cache, cache_size))), as_json)
 
 
 @app.command(
@@ -285,18 +294,21 @@ def launch(
 
 @app.command("export-latents")
 def export_latents(
-    store: Annotated[Path, typer.Argument(help="The atlas store.")],
+    store: Annotated[Path, typer.Argument(help="The atlas store, or its address.")],
     run: Annotated[Path, typer.Option(help="A finished run directory.")],
     out: Out,
     part: PartOption = None,
     dask: DaskOption = None,
+    cache: CacheFolder = None,
+    cache_size: CacheSize = "50GB",
     as_json: Json = False,
 ) -> None:
     """Write the coordinates of all cells of an atlas: AnnData Zarr and parquet."""
     from . import export_latents as job
     from .parts import Part
 
-    finish(job.run(job.ExportLatentsOptions(store, run, out, Part.of(part), dask)), as_json)
+    options = job.ExportLatentsOptions(store, run, out, Part.of(part), dask, cache_of(cache, cache_size))
+    finish(job.run(options), as_json)
 
 
 add_reference_commands(app)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unicoord_atlas.errors import UsageError
+
+if TYPE_CHECKING:
+    from unicoord_atlas.loaders.byte_cache import ByteCache
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 Out = Annotated[Path, typer.Option(help="What to write; it appears under this name only when it is finished.")]
@@ -27,6 +30,34 @@ PartOption = Annotated[
         metavar="INDEX/COUNT",
     ),
 ]
+
+
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help="Folder on this machine that keeps what is read of an atlas in an object store, each file verified, so "
+        "that later epochs and runs read it from here; processes may share it.",
+        metavar="DIR",
+    ),
+]
+CacheSize = Annotated[
+    str, typer.Option(help="What --cache may take; what earlier runs left is removed first.", metavar="SIZE")
+]
+
+
+def cache_of(folder: Path | None, size: str) -> ByteCache | None:
+    """The cache of --cache and --cache-size; UsageError for a size like 50GX."""
+    if folder is None:
+        return None
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    from unicoord_atlas.loaders.byte_cache import ByteCache
+
+    try:
+        return ByteCache(folder, TypeAdapter(ByteSize).validate_python(size))
+    except ValidationError:
+        raise UsageError(f"--cache-size {size!r}: write it as 50GB") from None
 
 
 def finish(result: dict[str, Any], as_json: bool) -> None:

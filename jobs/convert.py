@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
-import zarr
 from tqdm import tqdm
 
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.loaders.soma_address import is_soma
 from unicoord_atlas.loaders.store import open_store
+from unicoord_atlas.loaders.store_files import open_zarr
 from unicoord_atlas.loaders.zarr_copy import copy_to_zarr, require_equal
 
-from .workdir import finished_directory
+from .workdir import finished_directory, require_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +53,7 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     UnicoordError
         Naming the store, the value and the way out.
     """
+    require_local(options.out)
     from_soma = is_soma(options.store)
     if from_soma == (options.out.suffix != ".zarr"):
         wanted = "an atlas; give it a name that ends in .zarr" if from_soma else "a SOMA; give it another ending"
@@ -103,7 +104,7 @@ def _write(partial: Path, store: CellStore, path: Path, progress: Callable[[int]
         return
     from unicoord_atlas.loaders.soma_written import write_experiment
 
-    group: Any = zarr.open_group(path, mode="r")
+    group: Any = open_zarr(path)
     tables = {name: anndata.io.read_elem(group[name]) for name in _TABLES}
     write_experiment(partial, store, anndata.AnnData(**tables), progress)
 

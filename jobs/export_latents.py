@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import anndata
 
     from unicoord_atlas.batch import MiniBatch
+    from unicoord_atlas.loaders.byte_cache import ByteCache
 
 BATCH = 1024
 TITLE = "export-latents"
@@ -44,6 +45,8 @@ class ExportLatentsOptions:
     part: Part | None = None
     """Only this share of the cells; the last part to be done makes `out`."""
     dask: str | None = None
+    cache: ByteCache | None = None
+    """Keeps on this machine what is read of an atlas in an object store."""
 
 
 def run(options: ExportLatentsOptions) -> dict[str, Any]:
@@ -58,12 +61,12 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
     """
     if options.out.suffix != ".zarr":
         raise UsageError(f"--out {options.out}: it is a Zarr store; give it a name that ends in .zarr")
-    store = open_store(options.store)
+    store = open_store(options.store, options.cache)
     folder = model_of_run(options.run)
     reference = ReferenceModel.load(folder)
     if store.schema.genes != reference.schema.genes:
         raise DataError(
-            f"{options.store}: its genes are not those that {options.run} was trained on; use map-query for other data"
+            f"{store.uri}: its genes are not those that {options.run} was trained on; use map-query for other data"
         )
     inputs = [options.store, folder]
     if options.dask is not None:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from unicoord_atlas.gene_names import KEY_WORDS, gene_names
 from unicoord_atlas.loaders.labels import UNLABELLED_WORDS, as_texts
+from unicoord_atlas.loaders.object_address import object_address
 from unicoord_atlas.loaders.soma_address import is_soma
 from unicoord_atlas.loaders.source_files import SourceFile, open_file, reading
 from unicoord_atlas.loaders.sources import content_of
@@ -36,7 +37,8 @@ def run(path: Path, console: Console | None = None) -> dict[str, Any]:
     DataError
         If it is neither, or is damaged.
     """
-    found = _store(path) if is_soma(path) or (path / MANIFEST).exists() else _file(path)
+    is_store = object_address(path) is not None or is_soma(path) or (path / MANIFEST).exists()
+    found = _store(path) if is_store else _file(path)
     _show(found, console or Console(stderr=True))
     return found
 
@@ -45,7 +47,7 @@ def _store(path: Path) -> dict[str, Any]:
     store = open_store(path)
     labels = {column.name: column for column in store.schema.labels}
     return {
-        "path": str(path),
+        "path": store.uri,
         "format": "SOMA Experiment" if is_soma(path) else "unicoord-atlas store",
         "cells": store.n_obs,
         "genes": store.n_vars,

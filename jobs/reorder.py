@@ -17,6 +17,7 @@ from unicoord_atlas.loaders.graph_order import reordered_matrix
 from unicoord_atlas.loaders.graph_store import Neighbors, fingerprint_of, write_matrix, write_table
 from unicoord_atlas.loaders.manifest import read_manifest
 from unicoord_atlas.loaders.reorder import reordered_layout, write_reordered
+from unicoord_atlas.loaders.store_files import LocalFiles
 from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, DISTANCES, GRAPH_FACTS
 from unicoord_atlas.loaders.zarr_store import ZarrStore
 from unicoord_atlas.loaders.zarr_writer import finish_store
@@ -60,7 +61,7 @@ def run(options: ReorderOptions, console: Console | None = None) -> dict[str, An
     store = ZarrStore(str(options.store))
     Neighbors(store)  # refuses an atlas without a graph, and a graph of other cells
     _require_names_free(store)
-    graph = read_manifest(options.store)["additions"][PART]["config"]
+    graph = read_manifest(LocalFiles(options.store))["additions"][PART]["config"]
     order = split_order(_points(store, graph["use_rep"] or PCA_KEY))
     already = not _write_cells(store, order, options)
     finish_amendment(options.out, PART)
@@ -71,7 +72,7 @@ def run(options: ReorderOptions, console: Console | None = None) -> dict[str, An
             already = False
     except AlreadyDone:
         pass
-    left = sorted(set(read_manifest(options.store)["additions"]) - {PART})
+    left = sorted(set(read_manifest(LocalFiles(options.store))["additions"]) - {PART})
     if left:
         console.print(f"not carried over, add it again to {options.out}: {', '.join(left)}", soft_wrap=True)
     done = "was finished already" if already else "neighbours lie close now"

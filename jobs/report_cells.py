@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
 import pandas as pd
-import zarr
 
 from unicoord_atlas.gene_sets.activities import activity_table
+from unicoord_atlas.loaders.store_files import open_zarr
 from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, GENE_SETS
 from unicoord_atlas.report.page import Section, Table
 from unicoord_atlas.report.plane import MOST_POINTS, drawn_rows, umap_of_graph, umap_of_points
@@ -89,12 +88,12 @@ def activities_section(inputs: Inputs, album: Album, most: int = MOST_POINTS) ->
 
 
 def _has(store: CellStore, *names: str) -> bool:
-    group = zarr.open_group(Path(store.uri), mode="r")
+    group = open_zarr(store.uri)
     return all(name in group for name in names)
 
 
 def _of_graph(store: CellStore) -> NDArray[np.float32]:
-    group: Any = zarr.open_group(Path(store.uri), mode="r")
+    group: Any = open_zarr(store.uri)
     weights = anndata.io.read_elem(group[f"obsp/{CONNECTIVITIES}"])
     return umap_of_graph(weights, np.asarray(store.obsm(_PCA), np.float32))
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
-import zarr
 
+from unicoord_atlas.loaders.store_files import open_zarr
 from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, DISTANCES, GRAPH_FACTS, MANIFEST
 from unicoord_atlas.report.page import Section, Table
 from unicoord_atlas.training.checkpoint import read_json
@@ -104,7 +103,7 @@ def graph_section(inputs: Inputs) -> tuple[Section, Numbers]:
     title = "Graph"
     if inputs.store is None:
         return Section("graph", title, left_out="Left out: --atlas ATLAS gives the facts of its graph."), {}
-    group: Any = zarr.open_group(Path(inputs.store.uri), mode="r")
+    group: Any = open_zarr(inputs.store.uri)
     if GRAPH_FACTS not in group["uns"]:
         line = "Left out: the atlas given by --atlas has no graph; `unicoord-atlas build-graph` adds one."
         return Section("graph", title, left_out=line), {}

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.training.checkpoint import read_json, write_json
 
+from .workdir import require_local
+
 if TYPE_CHECKING:
     from unicoord_atlas.config import RunConfig
     from unicoord_atlas.loaders.store import CellStore
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 def refuse_other(out: Path, store: CellStore, config: RunConfig) -> None:
     """DataError if `out` is something else than this very run."""
+    require_local(out)
     known, facts = out / "run.json", _facts(store, config)
     if known.exists():
         before = read_json(known)

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from unicoord_atlas.config import RunConfig
+    from unicoord_atlas.loaders.byte_cache import ByteCache
     from unicoord_atlas.training.latent_table import LatentTable
     from unicoord_atlas.training.run import BatchStream
 
@@ -65,11 +66,13 @@ class TrainOptions:
     config: RunConfig
     report: bool = False
     """Also RUN/report.html, if the extra `report` is installed."""
+    cache: ByteCache | None = None
+    """Keeps on this machine what is read of an atlas in an object store."""
 
 
 def run(options: TrainOptions) -> dict[str, Any]:
     """Train, or go on training, and leave RUN/model: the best checkpoint, calibrated."""
-    store, config = open_store(options.store), options.config
+    store, config = open_store(options.store, options.cache), options.config
     refuse_other(options.out, store, config)
     finished = _finished(options.out)
     if finished is not None:

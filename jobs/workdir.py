@@ -19,11 +19,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c
-
-from unicoord_atlas.errors import AlreadyDone, DataError
-from unicoord_atlas.loaders.manifest import without_additions
+from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
+from unicoord_atlas.loaders.checksums import checksum, file_checksum
+from unicoord_atlas.loaders.manifest import read_manifest, without_additions
+from unicoord_atlas.loaders.object_address import object_address
 from unicoord_atlas.loaders.soma_address import SomaAddress, is_soma
+from unicoord_atlas.loaders.store_files import open_files
 from unicoord_atlas.loaders.zarr_layout import FORMAT_VERSION, MANIFEST
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 _RECORD = "unfinished.json"
 _PACKAGES = ("unicoord-atlas", "anndata", "zarr", "numpy", "torch")
-_READ_BYTES = 1 << 22
 
 
 @contextmanager
@@ -64,6 +64,7 @@ def finished_directory(
     DataError
         If `out` is something else, another process writes it, or the disk is full.
     """
+    require_local(out)
     made_from = _made_from(inputs, config)
     partial = out.parent / f".{out.name}.partial"
     _refuse_other(out, made_from)
@@ -88,12 +89,14 @@ def finished_directory(
 
 def check_output(out: Path, inputs: Sequence[Path], config: Mapping[str, Any]) -> None:
     """Raise what `finished_directory` would of an existing `out`, before a job has done any work."""
+    require_local(out)
     _refuse_other(out, _made_from(inputs, config))
 
 
 @contextmanager
 def finished_file(out: Path) -> Iterator[Path]:
     """Yield a hidden sibling with the same suffix, which gets its name at the end; DataError if the name is taken."""
+    require_local(out)
     if out.exists():
         raise DataError(f"{out} exists already; remove it or choose another name")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +110,15 @@ def finished_file(out: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def require_local(out: Path) -> None:
+    """UsageError if an output is to be written to an object store."""
+    address = object_address(out)
+    if address is not None:
+        raise UsageError(
+            f"{address}: outputs are written on this machine; give a path, and copy it when it is finished"
+        )
+
+
 def describe_input(path: Path) -> dict[str, Any]:
     """What tells inputs apart: name, size, time of change; of a finished directory, its manifest's checksum.
 
@@ -117,22 +129,27 @@ def describe_input(path: Path) -> dict[str, Any]:
 
         address = SomaAddress.parse(str(path))
         return {"name": str(replace(address, path=Path(address.path.name))), "cells": soma_fingerprint(address)}
+    if object_address(path) is not None:
+        return _describe_manifest(path.name, read_manifest(open_files(path)))
     manifest = path / MANIFEST
     try:
         if manifest.exists():
-            text = json_text(without_additions(read_json(manifest) or {}))
-            return {"name": path.name, "manifest": f"{google_crc32c.value(text.encode()):08x}"}
+            return _describe_manifest(path.name, read_json(manifest) or {})
         stat = path.stat()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file or directory") from None
     return {"name": path.name, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
 
 
+def _describe_manifest(name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": name, "manifest": checksum([json_text(without_additions(manifest)).encode()])}
+
+
 def file_checksums(directory: Path) -> dict[str, dict[str, Any]]:
     """Size and crc32c of every file but the manifest, by its path within the directory."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
     with ThreadPoolExecutor(2) as pool:
-        checksums = list(pool.map(_checksum, paths))
+        checksums = list(pool.map(file_checksum, paths))
     return {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "crc32c": checksum}
         for path, checksum in zip(paths, checksums, strict=True)
@@ -214,14 +231,6 @@ def full_disk_named(partial: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DataError(f"{partial}: the disk is full; free some space and give the same command again") from error
-
-
-def _checksum(path: Path) -> str:
-    crc = 0
-    with path.open("rb") as file:
-        while part := file.read(_READ_BYTES):
-            crc = google_crc32c.extend(crc, part)
-    return f"{crc:08x}"
 
 
 def json_text(value: Mapping[str, Any]) -> str:

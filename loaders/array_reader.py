@@ -30,14 +30,23 @@ class Part:
     """Entries that are decoded to get those wanted."""
 
 
+class Work(Protocol):
+    """What a reader does in one piece."""
+
+    @property
+    def num_decoded(self) -> int:
+        """Entries that are decoded."""
+        ...
+
+
 class EntryReader(Protocol):
     """Reads entries of one array; any number of threads may call `decode` at a time."""
 
-    def parts(self, spans: NDArray[np.int64], out: NDArray[Any]) -> Iterator[Part]:
+    def parts(self, spans: NDArray[np.int64], out: NDArray[Any]) -> Iterator[Work]:
         """Cut entry ranges start:stop into parts, which fill `out` in the order given."""
         ...
 
-    def decode(self, part: Part) -> None:
+    def decode(self, part: Any) -> None:
         """Read one part; DataError names the shard and its rows if it is damaged."""
         ...
 

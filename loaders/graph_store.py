@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from unicoord_atlas.errors import DataError, UsageError
 from . import zarr_layout as names
 from .array_reader import ArrayReader, is_sharded_blosc
 from .manifest import read_manifest
-from .shard_reader import ShardReader
+from .store_files import open_files
+from .zarr_store import ZarrStore
 from .zarr_writer import blosc_codec
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .array_reader import EntryReader
     from .row_file import RowFile
     from .store import CellStore
+    from .store_files import StoreFiles
     from .weights_pass import CsrFiles
 
 _INNER_CHUNK = 65_536
@@ -46,7 +47,7 @@ def cells_fingerprint(manifest: Mapping[str, Any], index: str) -> str:
 def fingerprint_of(store: CellStore) -> str:
     """See `cells_fingerprint`; of a store on disk."""
     group = _open(store)
-    return cells_fingerprint(read_manifest(Path(store.uri)), str(group["obs"].attrs["_index"]))
+    return cells_fingerprint(read_manifest(_files(store)), str(group["obs"].attrs["_index"]))
 
 
 class Neighbors:
@@ -71,7 +72,7 @@ class Neighbors:
         self.indptr = np.asarray(group[f"obsp/{key}/indptr"][:], np.int64)
         if len(self.indptr) != store.n_obs + 1:
             raise DataError(f"{store.uri}: obsp/{key} has {len(self.indptr) - 1} rows, not {store.n_obs}")
-        self._reader = _entry_reader(Path(store.uri), f"obsp/{key}/indices", group[f"obsp/{key}/indices"])
+        self._reader = _entry_reader(store, f"obsp/{key}/indices", group[f"obsp/{key}/indices"])
         self._dtype = group[f"obsp/{key}/indices"].dtype
 
     def of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -91,16 +92,22 @@ class Neighbors:
 
 def _open(store: CellStore) -> Any:
     try:
-        return zarr.open_group(Path(store.uri), mode="r")
+        return zarr.open_group(_files(store).zarr(), mode="r")
     except zarr.errors.GroupNotFoundError:
         raise UsageError(f"{store.uri}: only a Zarr atlas can hold a graph of neighbours") from None
 
 
-def _entry_reader(path: Path, name: str, array: Any) -> EntryReader:
+def _entry_reader(store: CellStore, name: str, array: Any) -> EntryReader:
     if not is_sharded_blosc(array):
         return ArrayReader(array)
     chunk, shard = array.chunks[0], array.shards[0]
-    return ShardReader(path / name, array.dtype, chunk, shard // chunk, lambda number: f"{path}/{name}/c/{number}")
+    return _files(store).reader(
+        name, array.dtype, chunk, shard // chunk, lambda number: f"{store.uri}/{name}/c/{number}"
+    )
+
+
+def _files(store: CellStore) -> StoreFiles:
+    return store.files if isinstance(store, ZarrStore) else open_files(store.uri)
 
 
 def write_matrix(group: Any, key: str, matrix: CsrFiles) -> None:

@@ -14,27 +14,25 @@ from .zarr_layout import DATA, FORMAT_VERSION, INDICES, MANIFEST, name_shard, re
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
+
+    from .store_files import StoreFiles
 
 _SHOWN = 10
 
 
-def read_manifest(path: Path) -> Mapping[str, Any]:
+def read_manifest(files: StoreFiles) -> Mapping[str, Any]:
     """The manifest of a finished store of this format; DataError for anything else."""
-    partial = path.parent / f".{path.name}.partial"
-    if not path.exists():
-        why = (
-            f"it is still being written or was cut off ({partial.name}): finish that job"
-            if partial.exists()
-            else "no such store"
-        )
+    path, why = files.uri, files.absent()
+    if why is not None:
         raise DataError(f"{path}: {why}")
     try:
-        manifest: Mapping[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        text = files.read(MANIFEST)
+    except FileNotFoundError:
         raise DataError(
             f"{path} has no {MANIFEST}: it is no finished store; make one with `unicoord-atlas ingest`"
         ) from None
+    try:
+        manifest: Mapping[str, Any] = json.loads(text)
     except ValueError as error:
         raise DataError(f"{path}/{MANIFEST} cannot be read ({error}); restore it or ingest again") from error
     version = manifest.get("format_version")
@@ -61,16 +59,16 @@ def without_additions(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**kept, "files": {**files, **manifest["replaced"]}}
 
 
-def require_files(path: Path, manifest: Mapping[str, Any]) -> None:
+def require_files(files: StoreFiles, manifest: Mapping[str, Any]) -> None:
     """DataError unless every file is there in its full size; zarr reads a missing one as zeros and never tells."""
-    faults: dict[str, str] = {}
-    for name, entry in manifest["files"].items():
-        file = path / name
-        size = file.stat().st_size if file.exists() else None
-        if size != entry["bytes"]:
-            faults[name] = size_fault(size, entry["bytes"])
+    sizes = files.sizes(manifest["files"])
+    faults = {
+        name: size_fault(sizes.get(name), entry["bytes"])
+        for name, entry in manifest["files"].items()
+        if sizes.get(name) != entry["bytes"]
+    }
     if faults:
-        raise damaged(path, faults)
+        raise damaged(files, faults)
 
 
 def size_fault(size: int | None, expected: int) -> str:
@@ -78,12 +76,12 @@ def size_fault(size: int | None, expected: int) -> str:
     return "is missing" if size is None else f"has {size} bytes, not {expected}"
 
 
-def damaged(path: Path, faults: Mapping[str, str]) -> DataError:
+def damaged(files: StoreFiles, faults: Mapping[str, str]) -> DataError:
     """The error that names files and what is wrong with each; shards of X with the rows that they hold."""
-    names = {name: f"{path}/{name}" for name in faults}
+    names = {name: f"{files.uri}/{name}" for name in faults}
     if all(name.startswith((f"{DATA}/c/", f"{INDICES}/c/")) for name in faults):
-        layout = read_layout(zarr.open_group(path, mode="r"), str(path))
-        names = {name: name_shard(path, layout, name) for name in faults}
+        layout = read_layout(zarr.open_group(files.zarr(), mode="r"), files.uri)
+        names = {name: name_shard(files.uri, layout, name) for name in faults}
     shown = "; ".join(f"{names[name]} {faults[name]}" for name in list(faults)[:_SHOWN])
     more = f"; and {len(faults) - _SHOWN} more files" if len(faults) > _SHOWN else ""
-    return DataError(f"{shown}{more}: restore what is damaged, or make {path.name} again")
+    return DataError(f"{shown}{more}: restore what is damaged, or make {files.name} again")

@@ -13,6 +13,7 @@ from unicoord_atlas.errors import UsageError
 from unicoord_atlas.query import Cells
 
 from .in_order import in_order
+from .object_address import object_address
 from .soma_address import is_soma
 from .sources import open_source
 from .store import CellStore, open_store
@@ -102,12 +103,12 @@ def open_query(path: Path, layer: str | None = None, input: InputKind = "counts"
     DataError
         As `open_source` and `open_store`.
     """
-    if not (is_soma(path) or (path / "uns" / UNS / SCHEMA).exists()):
+    if object_address(path) is None and not (is_soma(path) or (path / "uns" / UNS / SCHEMA).exists()):
         with open_source(path, layer, input) as source:
             yield source
         return
     store = open_store(path)
     if layer not in (None, "X") or (input == "lognorm") != store.normalization.log_input:
         holds = "log-normalized values" if store.normalization.log_input else "counts"
-        raise UsageError(f"{path}: an atlas store has one matrix, X, of {holds}; leave out --layer, set --input by it")
+        raise UsageError(f"{store.uri}: an atlas has one matrix, X, of {holds}; leave out --layer, set --input by it")
     yield StoreCells(store)

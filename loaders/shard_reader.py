@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from .array_reader import Work
+
 _HEADER = np.dtype(
     [
         ("version", "u1"),
@@ -66,7 +68,11 @@ class ShardReader:
         self._shards: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint64]]] = {}
         self._chunks: dict[int, NDArray[np.uint8]] = {}
 
-    def parts(self, spans: NDArray[np.int64], out: NDArray[Any]) -> Iterator[Part]:
+    def parts(self, spans: NDArray[np.int64], out: NDArray[Any]) -> Iterator[Work]:
+        """See `EntryReader`."""
+        return self._parts(spans, out)
+
+    def _parts(self, spans: NDArray[np.int64], out: NDArray[Any]) -> Iterator[Part]:
         """Cut entry ranges start:stop at the borders of inner chunks; join those with no block to leave out between."""
         chunks, pieces = _cut(spans, self._inner_chunk)
         if not len(pieces):
@@ -85,19 +91,23 @@ class ShardReader:
 
     def decode(self, part: Part) -> None:
         """Read one part; DataError names the shard and its rows if it is damaged."""
+        encoded = self._chunks.get(part.chunk)
+        if encoded is None:
+            encoded = self._chunks[part.chunk] = self._chunk(part.chunk)
+        self._fill(part, encoded)
+
+    def _fill(self, part: Part, encoded: NDArray[np.uint8]) -> None:
+        """Decode a part from the bytes of its inner chunk, which have been checked."""
         if part.pieces is None:
-            self._decode_range(part.chunk, part.start, part.out)
+            self._decode_range(part.chunk, encoded, part.start, part.out)
             return
         if not hasattr(self._thread, "scratch"):
             self._thread.scratch = np.empty(self._inner_chunk, self._dtype)
         scratch = self._thread.scratch[: part.stop - part.start]
-        self._decode_range(part.chunk, part.start, scratch)
+        self._decode_range(part.chunk, encoded, part.start, scratch)
         np.concatenate([scratch[start:stop] for start, stop in part.pieces.tolist()], out=part.out)
 
-    def _decode_range(self, chunk: int, start: int, out: NDArray[Any]) -> None:
-        encoded = self._chunks.get(chunk)
-        if encoded is None:
-            encoded = self._chunks[chunk] = self._checked_chunk(chunk)
+    def _decode_range(self, chunk: int, encoded: NDArray[np.uint8], start: int, out: NDArray[Any]) -> None:
         if len(out) == self._inner_chunk:
             self._decode_whole(chunk, encoded, out)
         elif (get_item := _blosc_get_item()) is not None:
@@ -114,22 +124,30 @@ class ShardReader:
         except RuntimeError as error:
             raise self._damaged(chunk) from error
 
-    def _checked_chunk(self, chunk: int) -> NDArray[np.uint8]:
-        """Encoded bytes of an inner chunk, whose header agrees with the array: blosc believes what a header says."""
-        shard, position = divmod(chunk, self._chunks_per_shard)
+    def _chunk(self, chunk: int) -> NDArray[np.uint8]:
+        """Encoded bytes of an inner chunk."""
+        shard = chunk // self._chunks_per_shard
         if shard not in self._shards:
-            self._shards[shard] = self._map_shard(shard)
+            self._shards[shard] = self._map_file(self._array / "c" / str(shard), shard)
         file, index = self._shards[shard]
-        offset, length = (int(number) for number in index[position])
+        offset, length = self._extent(chunk, index)
+        return self._checked(chunk, file[offset : offset + length])
+
+    def _extent(self, chunk: int, index: NDArray[np.uint64]) -> tuple[int, int]:
+        """Where an inner chunk lies in its shard, and its bytes."""
+        offset, length = (int(number) for number in index[chunk % self._chunks_per_shard])
         if offset == MISSING or length < _HEADER.itemsize:
             raise self._damaged(chunk)
-        encoded = file[offset : offset + length]
+        return offset, length
+
+    def _checked(self, chunk: int, encoded: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The encoded bytes, if their header agrees with the array: blosc believes what a header says."""
         header = encoded[: _HEADER.itemsize].view(_HEADER)[0]
         nbytes, blocksize = int(header["nbytes"]), int(header["blocksize"])
         if (nbytes, header["typesize"], header["cbytes"]) != (
             self._inner_chunk * self._dtype.itemsize,
             self._dtype.itemsize,
-            length,
+            len(encoded),
         ):
             raise self._damaged(chunk)
         if not header["flags"] & _STORED_PLAIN:
@@ -139,13 +157,12 @@ class ShardReader:
                 num_blocks == 0
                 or len(table) < num_blocks
                 or int(table.min()) < 16 + 4 * num_blocks
-                or int(table.max()) >= length
+                or int(table.max()) >= len(encoded)
             ):
                 raise self._damaged(chunk)
         return encoded
 
-    def _map_shard(self, shard: int) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
-        path = self._array / "c" / str(shard)
+    def _map_file(self, path: Path, shard: int) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
         index = read_index(path, self._chunks_per_shard, self._where(shard))
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)

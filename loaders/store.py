@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from unicoord_atlas.normalization import Normalization
     from unicoord_atlas.schema import AtlasSchema
 
+    from .byte_cache import ByteCache
+
 
 @dataclass(frozen=True, slots=True)
 class CsrRows:
@@ -101,10 +103,22 @@ class CellStore(Protocol):
         ...
 
 
-def open_store(uri: str | Path) -> CellStore:
-    """Open a finished atlas.zarr, or a local SOMA Experiment; see `soma_address` for which cells and counts of it.
+def open_store(uri: str | Path, cache: ByteCache | None = None) -> CellStore:
+    """Open a finished atlas.zarr, or a SOMA Experiment; see `soma_address` for which cells and counts of it.
 
-    DataError says what is wrong with a store that is neither.
+    Parameters
+    ----------
+    uri
+        A path, or the address of an atlas in an object store: s3://, gs://, az://, http:// or https://.
+    cache
+        Keeps on this machine what is read of an atlas in an object store.
+
+    Raises
+    ------
+    DataError
+        What is wrong with a store that is neither.
+    ConfigError, UnreachableError
+        Why an object store does not hand it out.
     """
     if is_soma(uri):
         from .soma_store import SomaStore  # late: tiledbsoma takes seconds, and is an extra
@@ -112,4 +126,4 @@ def open_store(uri: str | Path) -> CellStore:
         return SomaStore(str(uri))
     from .zarr_store import ZarrStore  # late: a floor above may need only the protocol
 
-    return ZarrStore(str(uri))
+    return ZarrStore(str(uri), cache)

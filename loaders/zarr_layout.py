@@ -15,8 +15,6 @@ import numpy as np
 from unicoord_atlas.errors import DataError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 FORMAT_VERSION = 1
@@ -138,7 +136,7 @@ def read_layout(group: Any, where: str) -> MatrixLayout:
     return layout
 
 
-def name_shard(path: Path, layout: MatrixLayout, name: str) -> str:
+def name_shard(path: str, layout: MatrixLayout, name: str) -> str:
     """A file of a store as messages call it: its path, and the rows it holds if it is a shard of X."""
     array, _, shard = name.partition("/c/")
     if array not in (DATA, INDICES) or not shard.isdigit():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -18,46 +17,47 @@ from unicoord_atlas.normalization import Normalization
 from unicoord_atlas.schema import AtlasSchema
 
 from . import zarr_layout as names
-from .array_reader import ArrayReader, is_sharded_blosc
+from .array_reader import ArrayReader, Part, is_sharded_blosc
 from .manifest import fingerprint, read_manifest, require_files
 from .plan import expand_ranges
-from .shard_reader import ShardReader
 from .store import CsrBuffer, CsrRows
+from .store_files import READ_THREADS, open_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
-    from .array_reader import EntryReader, Part
-
-READ_THREADS = min(os.cpu_count() or 2, 8)
+    from .array_reader import EntryReader, Work
+    from .byte_cache import ByteCache
+    from .shard_reader import ShardReader
 
 
 class ZarrStore:
     """A finished atlas; see `CellStore`.  It pickles as its address, so a spawned worker opens it anew."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self._path = Path(uri)
+    def __init__(self, uri: str, cache: ByteCache | None = None) -> None:
+        self.files = open_files(uri, cache)
+        self.uri = uri = self.files.uri
+        self._cache = cache
         self._process = os.getpid()
         self.entries_decoded = 0
         """Since the store was opened: over the entries read, because blocks are decoded whole."""
-        self.manifest = read_manifest(self._path)
-        require_files(self._path, self.manifest)
+        self.manifest = read_manifest(self.files)
+        require_files(self.files, self.manifest)
         try:
-            self._group: Any = zarr.open_group(self._path, mode="r")
+            self.group: Any = zarr.open_group(self.files.zarr(), mode="r")
         except zarr.errors.GroupNotFoundError:
             raise DataError(f"{uri} is an output of unicoord-atlas, but no atlas store") from None
-        self.layout = names.read_layout(self._group, uri)
+        self.layout = names.read_layout(self.group, uri)
         self.indptr = self.layout.indptr
         self.fingerprint = fingerprint(self.manifest)
-        facts = anndata.io.read_elem(self._group[f"uns/{names.UNS}"])
+        facts = anndata.io.read_elem(self.group[f"uns/{names.UNS}"])
         self.schema = AtlasSchema.from_json(str(facts[names.SCHEMA][0]), where=f"{uri}: uns/{names.UNS}/{names.SCHEMA}")
         self.normalization = read_normalization(facts[names.NORMALIZATION])
 
-    def __reduce__(self) -> tuple[type[ZarrStore], tuple[str]]:
-        return ZarrStore, (self.uri,)
+    def __reduce__(self) -> tuple[type[ZarrStore], tuple[str, ByteCache | None]]:
+        return ZarrStore, (self.uri, self._cache)
 
     @property
     def n_obs(self) -> int:
@@ -77,11 +77,11 @@ class ZarrStore:
     @cached_property
     def size_factors(self) -> NDArray[np.float64]:
         """(n_obs,); see `unicoord_atlas.normalization`."""
-        return np.asarray(self._group[f"obs/{names.SIZE_FACTOR}"][:], np.float64)
+        return np.asarray(self.group[f"obs/{names.SIZE_FACTOR}"][:], np.float64)
 
     def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Facts about the cells, all columns or these; index = obs_names."""
-        group = self._group["obs"]
+        group = self.group["obs"]
         if columns is None:
             return anndata.io.read_elem(group)
         unknown = [name for name in columns if name not in group.attrs["column-order"]]
@@ -93,11 +93,11 @@ class ZarrStore:
 
     def var(self) -> pd.DataFrame:
         """Genes; index = names."""
-        return anndata.io.read_elem(self._group["var"])
+        return anndata.io.read_elem(self.group["var"])
 
     def obsm(self, key: str) -> NDArray[np.generic] | pd.DataFrame:
         """A table with a row a cell, as it was stored."""
-        group = self._group["obsm"]
+        group = self.group["obsm"]
         if key not in group:
             raise UsageError(f"{self.uri}: obsm has no {key!r}; it has: {', '.join(sorted(group)) or 'nothing'}")
         table: NDArray[np.generic] | pd.DataFrame = anndata.io.read_elem(group[key])
@@ -122,7 +122,8 @@ class ZarrStore:
             for reader, into in zip(self._readers, (data, indices), strict=True)
             for part in reader.parts(spans, into)
         ]
-        _in_threads(self._pool, reads)
+        here = all(isinstance(part, Part) for _, part in reads)
+        _in_threads(self._pool, reads, READ_THREADS if here else self.files.threads)
         self.entries_decoded += sum(part.num_decoded for _, part in reads) // len(self._readers)
         return CsrRows(indptr, indices, data)
 
@@ -147,21 +148,21 @@ class ZarrStore:
             If `lazy`, and Dask is not installed.
         """
         if not lazy:
-            return anndata.io.read_zarr(self._path)
-        tables = {name: anndata.io.read_elem(self._group[name]) for name in ("obs", "var", "uns")}
+            return anndata.io.read_zarr(self.files.zarr())
+        tables = {name: anndata.io.read_elem(self.group[name]) for name in ("obs", "var", "uns")}
         arrays = {
-            name: {key: anndata.experimental.read_elem_lazy(part) for key, part in self._group[name].members()}
+            name: {key: anndata.experimental.read_elem_lazy(part) for key, part in self.group[name].members()}
             for name in ("obsm", "obsp", "varm", "layers")
         }
         return anndata.AnnData(self.to_dask(), **tables, **arrays)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(READ_THREADS, "read-shards")
+        return ThreadPoolExecutor(self.files.threads, "read-shards")
 
     @cached_property
     def _readers(self) -> tuple[EntryReader, EntryReader]:
-        data, indices = self._group[names.DATA], self._group[names.INDICES]
+        data, indices = self.group[names.DATA], self.group[names.INDICES]
         if (
             is_sharded_blosc(data)
             and is_sharded_blosc(indices)
@@ -172,12 +173,14 @@ class ZarrStore:
 
     def _reader(self, array: str, dtype: np.dtype[Any]) -> ShardReader:
         def where(shard: int) -> str:
-            return names.name_shard(self._path, self.layout, f"{array}/c/{shard}")
+            return names.name_shard(self.uri, self.layout, f"{array}/c/{shard}")
 
-        return ShardReader(self._path / array, dtype, self.layout.inner_chunk, self.layout.chunks_per_shard, where)
+        return self.files.reader(array, dtype, self.layout.inner_chunk, self.layout.chunks_per_shard, where)
 
 
-def _in_threads(pool: ThreadPoolExecutor, reads: Sequence[tuple[Callable[[Part], None], Part]]) -> None:
+def _in_threads(
+    pool: ThreadPoolExecutor, reads: Sequence[tuple[Callable[[Any], None], Work]], num_threads: int
+) -> None:
     # The threads draw from one iterator: a task each would cost more than many of these reads.
     left = iter(reads)
 
@@ -185,7 +188,7 @@ def _in_threads(pool: ThreadPoolExecutor, reads: Sequence[tuple[Callable[[Part],
         for decode, part in left:
             decode(part)
 
-    futures = [pool.submit(work) for _ in range(READ_THREADS)]
+    futures = [pool.submit(work) for _ in range(num_threads)]
     wait(futures)  # all of them, before an error of one is raised: they write into the caller's memory
     for future in futures:
         future.result()

@@ -3,7 +3,8 @@
     UnicoordError            anything a user can mend; a ValueError
     ├── UsageError           the command line asks for something that does not exist or fit (exit code 64)
     ├── DataError            a file, store or manifest is not what it should be          (exit code 65)
-    └── ConfigError          a setting has an unknown name or a bad value                (exit code 78)
+    ├── ConfigError          a setting has an unknown name or a bad value                (exit code 78)
+    └── UnreachableError     a server cannot be reached now; the same command later may  (exit code 75)
 
 Each message names the file or key, the value got, and what to do.
 """
@@ -38,6 +39,12 @@ class ConfigError(UnicoordError):
     """A setting has an unknown name or a bad value."""
 
     exit_code = 78
+
+
+class UnreachableError(UnicoordError):
+    """A server cannot be reached now; nothing is wrong with what was asked."""
+
+    exit_code = 75
 
 
 class AlreadyDone(Exception):

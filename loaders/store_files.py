@@ -1,0 +1,134 @@
+"""Where the files of an atlas lie: a folder on this machine, or an object store."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import zarr
+
+from .checksums import file_checksum
+from .object_address import object_address
+from .shard_reader import ShardReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import numpy as np
+
+    from .byte_cache import ByteCache
+
+READ_THREADS = min(os.cpu_count() or 2, 8)
+
+
+class StoreFiles(Protocol):
+    """The files of one store, by their names in it."""
+
+    uri: str
+    name: str
+    """The last part of it."""
+    threads: int
+    """How many may read entries at a time."""
+
+    def read(self, name: str) -> bytes:
+        """A whole file; FileNotFoundError if it is not there."""
+        ...
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        """Bytes of each of these files that is there."""
+        ...
+
+    def checksums(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Bytes and crc32c of each of these files that is there, as manifests have them: all are read."""
+        ...
+
+    def absent(self) -> str | None:
+        """Why there is no store at all; None if there is something."""
+        ...
+
+    def zarr(self) -> Any:
+        """What zarr opens, read-only."""
+        ...
+
+    def reader(
+        self,
+        array: str,
+        dtype: np.dtype[Any],
+        inner_chunk: int,
+        chunks_per_shard: int,
+        where: Callable[[int], str],
+    ) -> ShardReader:
+        """Reader of an array that lies in our shards; `where` names a shard, for messages."""
+        ...
+
+
+class LocalFiles:
+    """A folder."""
+
+    threads = READ_THREADS
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.uri, self.name = path, str(path), path.name
+
+    def read(self, name: str) -> bytes:
+        """A whole file."""
+        try:
+            return (self.path / name).read_bytes()
+        except NotADirectoryError as error:
+            raise FileNotFoundError(str(error)) from error
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        """Bytes of each of these files that is there."""
+        files = {name: self.path / name for name in names}
+        return {name: file.stat().st_size for name, file in files.items() if file.exists()}
+
+    def checksums(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Bytes and crc32c of each of these files that is there."""
+        sizes = self.sizes(names)
+        with ThreadPoolExecutor(2) as pool:
+            sums = pool.map(file_checksum, [self.path / name for name in sizes])
+            return {
+                name: {"bytes": size, "crc32c": crc32c}
+                for (name, size), crc32c in zip(sizes.items(), sums, strict=True)
+            }
+
+    def absent(self) -> str | None:
+        """Why there is no store at all."""
+        partial = self.path.parent / f".{self.name}.partial"
+        if self.path.exists():
+            return None
+        if partial.exists():
+            return f"it is still being written or was cut off ({partial.name}): finish that job"
+        return "no such store"
+
+    def zarr(self) -> Any:
+        """The folder."""
+        return self.path
+
+    def reader(
+        self,
+        array: str,
+        dtype: np.dtype[Any],
+        inner_chunk: int,
+        chunks_per_shard: int,
+        where: Callable[[int], str],
+    ) -> ShardReader:
+        """Maps shards into memory."""
+        return ShardReader(self.path / array, dtype, inner_chunk, chunks_per_shard, where)
+
+
+def open_files(path: str | Path, cache: ByteCache | None = None) -> StoreFiles:
+    """The files of a store, wherever it lies; `cache` keeps what comes from an object store."""
+    address = object_address(path)
+    if address is None:
+        return LocalFiles(Path(path))
+    from .object_files import ObjectFiles  # late: obstore is an extra
+
+    return ObjectFiles(address, cache)
+
+
+def open_zarr(path: str | Path) -> Any:
+    """The Zarr group of a store, wherever it lies, as it is now; GroupNotFoundError if it is none."""
+    return zarr.open_group(open_files(path).zarr(), mode="r")
