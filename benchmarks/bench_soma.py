@@ -32,6 +32,8 @@ import scipy.sparse as sp
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from unicoord_atlas.loaders.store import CellStore
+
 READERS = ("in-order", "soma", "zarr")
 LEAST_OF_ORDER = 0.6
 
@@ -82,7 +84,9 @@ def run_all(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float
 
 def measure(reader: str, path: str) -> dict[str, float]:
     """One epoch of a reader in this process, after what it does once."""
-    cells = in_order(path) if reader == "in-order" else minibatches(path)
+    from unicoord_atlas.loaders.store import open_store
+
+    cells = in_order(path) if reader == "in-order" else minibatches(open_store(path))
     num_cells = next(cells)  # opened
     start = time.perf_counter()
     for _ in cells:
@@ -101,13 +105,11 @@ def in_order(path: str) -> Iterator[int]:
         yield from (len(table) for table in experiment.ms["RNA"].X["data"].read().tables())
 
 
-def minibatches(path: str) -> Iterator[int]:
+def minibatches(store: CellStore) -> Iterator[int]:
     """Number of cells, then that of each minibatch."""
     from unicoord_atlas.batch import CellColumns
-    from unicoord_atlas.loaders.store import open_store
     from unicoord_atlas.loaders.stream import CellStream
 
-    store = open_store(path)
     n = store.n_obs
     empty = (np.zeros(n, np.int32), np.zeros((n, 0), np.int32), np.zeros((n, 0), np.float32))
     columns = CellColumns(store.size_factors.astype(np.float32), *empty)

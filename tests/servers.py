@@ -43,8 +43,8 @@ def moto(port: int | None = None, **environment: str) -> Iterator[str]:
 
 
 @contextmanager
-def seaweedfs(folder: Path, port: int | None = None) -> Iterator[str]:
-    """Address of the S3 server of a SeaweedFS that keeps its data in a folder."""
+def seaweedfs(folder: Path, port: int | None = None, megabytes: int = 0) -> Iterator[str]:
+    """Address of the S3 server of a SeaweedFS that keeps its data, some so much, in a folder."""
     port = port or free_port()
     ports = {f"{name}.port": free_port() for name in ("master", "volume", "filer")} | {"s3.port": port}
     ports |= {f"{name}.grpc": free_port() for name in ports}
@@ -56,7 +56,7 @@ def seaweedfs(folder: Path, port: int | None = None) -> Iterator[str]:
         "-s3",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
-        "-volume.max=8",
+        f"-volume.max={16 + megabytes // 32}",
         "-master.volumeSizeLimitMB=64",
         *(f"-{name}={number}" for name, number in ports.items()),
     ]
