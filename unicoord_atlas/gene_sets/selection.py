@@ -19,6 +19,8 @@ from unicoord_atlas.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_TREES_TOGETHER = 8
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -68,6 +70,9 @@ def forest_importance(
 ) -> NDArray[np.float64]:
     """(s,) importance of each set to a random forest that tells the types; sums to 1.
 
+    A tree has a number for each type in each node, and grows with the cells: all of 50,000 cells and 100 types would
+    take tens of GiB.  So they are grown a few at a time, and only their importance is kept.
+
     Raises
     ------
     ConfigError
@@ -79,9 +84,13 @@ def forest_importance(
         raise ConfigError(
             "the random forest needs scikit-learn, which is not installed: pip install 'unicoord-atlas[gene-sets]'"
         ) from None
-    forest = RandomForestClassifier(num_trees, random_state=seed, n_jobs=threads)
-    importance: NDArray[np.float64] = forest.fit(scores_ns, codes_n).feature_importances_
-    return importance
+    importance_s = np.zeros(scores_ns.shape[1])
+    for first in range(0, num_trees, _TREES_TOGETHER):
+        trees = min(_TREES_TOGETHER, num_trees - first)
+        grove = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, first])))
+        forest = RandomForestClassifier(trees, random_state=grove, n_jobs=threads)
+        importance_s += trees * forest.fit(scores_ns, codes_n).feature_importances_
+    return importance_s / num_trees
 
 
 def first_by(values_s: NDArray[np.float64], count: int) -> NDArray[np.int64]:
