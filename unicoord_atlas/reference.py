@@ -8,7 +8,7 @@
     seeds.safetensors           where training cells are, to generate others like them; may be left out
     README.md                   model card
 
-Shapes: n cells, g genes, d continuous dimensions, k categories.
+Shapes: n cells, g genes, d dimensions, k categories, b columns of the representation.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Annotation:
 
     encoded: Encoded
     bio: NDArray[np.float32]
-    """(n, b) the representation for plots, neighbours and novelty: see `ReferenceModel.bio`."""
+    """(n, b) for plots, neighbours and novelty."""
     probabilities: dict[str, NDArray[np.float32]]
     """(n, k) calibrated probabilities of each label."""
     novelty: NDArray[np.float32] | None = None
@@ -94,7 +94,8 @@ class Annotation:
 
     def predicted(self, name: str) -> NDArray[np.intp]:
         """(n,) code of the arg-max class."""
-        return np.argmax(self.probabilities[name], axis=1)
+        result: NDArray[np.intp] = self.probabilities[name].argmax(axis=1)
+        return result
 
 
 class ReferenceModel:
@@ -167,8 +168,8 @@ class ReferenceModel:
     @property
     def own_positions(self) -> NDArray[np.int64]:
         """Where these genes are among the atlas's."""
-        some = self.config.network.num_atlas_genes > 0
-        return np.flatnonzero(self.model.own_index_g.cpu() >= 0) if some else np.arange(self.schema.num_genes)
+        own_g = self.model.own_index_g.cpu().numpy() >= 0  # empty where all genes are the model's
+        return np.flatnonzero(own_g) if len(own_g) else np.arange(self.schema.num_genes)
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -274,7 +275,7 @@ class ReferenceModel:
         -------
         A new AnnData: see `generated.generate_anndata`.
         """
-        from .generated import generate_anndata
+        from .generated import generate_anndata  # late: it needs this module
 
         return generate_anndata(self, adata, how, like or {}, num, layer)
 
@@ -282,8 +283,8 @@ class ReferenceModel:
         """(n, b): standardized continuous dimensions and roots of label probabilities, but for technical ones."""
         technical, calibration = set(self.config.technical), self.config.calibration
         kept = np.array([name not in technical for name in self.dims], np.bool_)
-        spread = np.maximum(np.array(calibration.latent_sd, np.float32), 1e-6)
-        standardized = (encoded.mean - np.array(calibration.latent_mean, np.float32)) / spread
+        standardized = encoded.mean - np.array(calibration.latent_mean, np.float32)
+        standardized /= np.maximum(np.array(calibration.latent_sd, np.float32), 1e-6)
         roots = [np.sqrt(values) for name, values in probabilities.items() if name not in technical]
         return np.concatenate([standardized[:, kept], *roots], axis=1, dtype=np.float32)
 
