@@ -13,6 +13,7 @@ import typer
 
 from unicoord_atlas.errors import AlreadyDone, UnicoordError, UsageError
 
+from .browse_command import add_browse
 from .command_line import CacheFolder, CacheSize, DaskOption, Json, Out, PartOption, cache_of, finish, listed
 from .convert_command import add_convert
 from .evaluate_command import EvaluateGroup, add_mapped
@@ -323,6 +324,7 @@ add_reconstruction(evaluate)
 add_generate(app)
 add_figure(app)
 add_report(app)
+add_browse(app)
 
 
 @app.command()

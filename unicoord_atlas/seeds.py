@@ -135,10 +135,11 @@ def choose_seeds(
     order = found[np.random.default_rng(seed).permutation(len(found))]
     chosen = np.resize(order, num)
     sizes = tuple(latent.num_categories for latent in reference.config.network.latent.discrete)
-    return seeds.points(chosen, sizes), _labels(reference, seeds, chosen)
+    return seeds.points(chosen, sizes), seed_labels(reference, seeds, chosen)
 
 
-def _labels(reference: ReferenceModel, seeds: Seeds, chosen: NDArray[np.int64]) -> pd.DataFrame:
+def seed_labels(reference: ReferenceModel, seeds: Seeds, chosen: NDArray[np.int64]) -> pd.DataFrame:
+    """Labels and supervised values of these seeds, as obs."""
     table: dict[str, object] = {
         label.name: pd.Categorical.from_codes(seeds.codes[chosen, number], categories=list(label.categories))
         for number, label in enumerate(reference.config.labels)

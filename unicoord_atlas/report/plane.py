@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unicoord_atlas.errors import ConfigError
+from unicoord_atlas.neighbors.knn import ExactSearch, ListSearch, build_lists, needs_lists
+from unicoord_atlas.neighbors.query_knn import query_nearest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_PROBES = 8
+_AT_ONCE = 16_384
 MOST_POINTS = 100_000
 """Of so many cells all are drawn; of more, so many at random."""
 
@@ -28,6 +32,32 @@ def umap_of_points(points_nd: NDArray[np.float32], seed: int = 0) -> NDArray[np.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # umap speaks of Tensorflow and of its own parallel settings
         places: NDArray[np.float32] = _umap().UMAP(random_state=seed).fit_transform(points_nd)
+    return places
+
+
+def umap_of_many(points_nd: NDArray[np.float32], most: int = MOST_POINTS, seed: int = 0) -> NDArray[np.float32]:
+    """(n, 2) UMAP of `most` points at random; the others lie between the nearest three of those.
+
+    Raises
+    ------
+    ConfigError
+        If umap-learn is not installed, or faiss where points are many.
+    """
+    rows = drawn_rows(len(points_nd), most, seed)
+    drawn_md = np.ascontiguousarray(points_nd[rows])
+    drawn_m2 = umap_of_points(drawn_md, seed)
+    if len(rows) == len(points_nd):
+        return drawn_m2
+    places = np.empty((len(points_nd), 2), np.float32)
+    places[rows] = drawn_m2
+    others = np.setdiff1d(np.arange(len(points_nd)), rows)
+    many = needs_lists(len(others), len(rows))
+    search = ListSearch(build_lists(drawn_md, seed), _PROBES) if many else ExactSearch(drawn_md)
+    for start in range(0, len(others), _AT_ONCE):
+        some = others[start : start + _AT_ONCE]
+        found, distances = query_nearest(drawn_md, points_nd[some], search, 3)
+        weights = 1 / (distances + 1e-6)
+        places[some] = (drawn_m2[found] * weights[:, :, None]).sum(axis=1) / weights.sum(axis=1)[:, None]
     return places
 
 

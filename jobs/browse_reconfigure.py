@@ -1,0 +1,123 @@
+"""Answers of the page for in-silico reconfiguration.  Shapes: n made cells, g genes, r cells of the map."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from unicoord_atlas.coordinate_changes import Changes
+from unicoord_atlas.errors import UsageError
+from unicoord_atlas.neighbors.query_knn import query_nearest, search_all
+from unicoord_atlas.reconfigure import reconfigured, seed_points
+from unicoord_atlas.seeds import choose_seeds, seed_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from unicoord_atlas.neighbors.knn import Search
+    from unicoord_atlas.reconfigure import Made
+    from unicoord_atlas.reference import ReferenceModel
+
+_OF_A_TYPE = 20
+"""So many seeds stand for a type."""
+_GENES = 20
+_NEAREST = 15
+
+
+class _Asked(BaseModel):
+    """The body of a request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    like: dict[str, str] = {}
+    """Labels of the cells to start from."""
+    seed: int | None = None
+    """Or the number of one seed."""
+    labels: dict[str, str] = {}
+    values: dict[str, float] = {}
+
+
+@dataclass(frozen=True)
+class Reconfiguration:
+    """A reference, and the map that its cells are shown on."""
+
+    reference: ReferenceModel
+    bio_rb: NDArray[np.float32]
+    places_r2: NDArray[np.float32]
+    search: Callable[[int], Search] | None = None
+    """By an index that the reference has; by comparing with all cells if None."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_one_at_a_time", threading.Lock())
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What can be chosen, and between which values a slider goes."""
+        reference, seeds = self.reference, self.reference.seeds
+        if seeds is None or not len(seeds):
+            raise UsageError("the reference bundles no seeds; train and export it again")
+        low, high = np.quantile(seeds.mean, [0.001, 0.999], axis=0)
+        continuous = [
+            {"name": each.name, "supervised": each.supervised, "low": float(low[at]), "high": float(high[at])}
+            for at, each in enumerate(reference.config.network.latent.continuous)
+        ]
+        labels = [{"name": each.name, "categories": each.categories} for each in reference.config.labels]
+        return {"labels": labels, "continuous": continuous, "seeds": len(seeds)}
+
+    def answer(self, body: object) -> dict[str, Any]:
+        """Genes that change most, where the cells are before and after, and what the encoder says they are.
+
+        Raises
+        ------
+        UsageError
+            For anything that is not there to be chosen; it lists what is.
+        """
+        try:
+            asked = _Asked.model_validate(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UsageError(f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}") from None
+        reference = self.reference
+        if asked.seed is not None:
+            chosen = np.array([asked.seed], np.int64)
+            points = seed_points(reference, chosen)
+            assert reference.seeds is not None
+            obs = seed_labels(reference, reference.seeds, chosen)
+        else:
+            points, obs = choose_seeds(reference, asked.like, _OF_A_TYPE, 0)
+        as_is = Changes(labels=asked.like)
+        changes = Changes(labels={**asked.like, **asked.labels}, values=asked.values)
+        with self._one_at_a_time:  # type: ignore[attr-defined]
+            before = reconfigured(reference, points, obs, as_is)
+            after = reconfigured(reference, points, obs, changes)
+        return {"cells": len(points), "genes": self._genes(before, after)} | {
+            name: self._place(made) for name, made in (("before", before), ("after", after))
+        }
+
+    def _genes(self, before: Made, after: Made) -> list[dict[str, Any]]:
+        change = after.values_g - before.values_g
+        order = np.argsort(-np.abs(change), kind="stable")[:_GENES]
+        names = self.reference.own_genes
+        return [
+            {
+                "gene": names[gene],
+                "before": float(before.values_g[gene]),
+                "after": float(after.values_g[gene]),
+                "change": float(change[gene]),
+            }
+            for gene in order[np.argsort(-change[order], kind="stable")]
+            if change[gene]
+        ]
+
+    def _place(self, made: Made) -> dict[str, Any]:
+        centre = made.bio_nb.mean(axis=0, keepdims=True)
+        search = self.search(1) if self.search else search_all(self.bio_rb, 1)
+        rows = query_nearest(self.bio_rb, centre, search, _NEAREST)[0][0]
+        place = np.median(self.places_r2[rows], axis=0)
+        return {"place": place.tolist(), "nearest": rows.tolist(), "shares": made.shares}
