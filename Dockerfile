@@ -20,7 +20,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY unicoord_atlas ./unicoord_atlas
 COPY loaders ./loaders
 COPY jobs ./jobs
-RUN /opt/unicoord-atlas/bin/pip install --constraint constraints.txt '.[dask,gene-sets,graph]' \
+RUN /opt/unicoord-atlas/bin/pip install --constraint constraints.txt '.[dask,gene-sets,graph,s3]' \
     && /opt/unicoord-atlas/bin/python -m compileall -q /opt/unicoord-atlas/lib \
     && /opt/unicoord-atlas/bin/pip uninstall --yes pip
 

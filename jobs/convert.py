@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
+from unicoord_atlas.loaders.object_address import shown
 from unicoord_atlas.loaders.soma_address import is_soma
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.store_files import open_zarr
@@ -88,10 +89,10 @@ def add_latents(options: AddLatentsOptions) -> dict[str, Any]:
     from unicoord_atlas.loaders.soma_written import write_obsm
 
     if not is_soma(options.soma):
-        raise DataError(f"{options.soma}: is no local SOMA Experiment")
+        raise DataError(f"{shown(options.soma)}: is no SOMA Experiment")
     store, latents = SomaStore(str(options.soma)), anndata.io.read_zarr(options.latents)
     if not store.obs([]).index.equals(latents.obs_names):
-        raise DataError(f"{options.latents}: its cells are not those of {options.soma}; export latents of that")
+        raise DataError(f"{options.latents}: its cells are not those of {store.uri}; export latents of that")
     tables = {f"{options.prefix}{key}": np.asarray(table, np.float32) for key, table in latents.obsm.items()}
     for key, table in tables.items():
         write_obsm(store, key, table)

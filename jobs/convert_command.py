@@ -9,7 +9,9 @@ import typer
 
 from .command_line import Json, finish
 
-_SOMA = "A local SOMA Experiment: PATH?measurement=NAME&layer=NAME&filter=CONDITION; all but PATH may be left out."
+_SOMA = (
+    "A SOMA Experiment, here or on S3: PATH?measurement=NAME&layer=NAME&filter=CONDITION; all but PATH may be left out."
+)
 
 
 def add_convert(app: typer.Typer) -> None:

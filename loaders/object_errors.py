@@ -22,6 +22,12 @@ _REASONS = (
 )
 
 
+def is_no_bucket(error: Exception) -> bool:
+    """Whether there is not even the bucket."""
+    code = _CODE.search(str(error))
+    return code is not None and code.group(1) in _NO_BUCKET
+
+
 def object_error(address: str, name: str, error: Exception, anonymous: bool) -> UnicoordError:
     """The error of the file `name` of a store; `anonymous` if no credentials were found."""
     text = str(error)

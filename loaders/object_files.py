@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from unicoord_atlas.errors import DataError, UnicoordError
+from unicoord_atlas.errors import DataError
 
 from .checksums import checksum
 from .manifest import fingerprint
-from .object_errors import object_error
-from .object_open import OPENING, READING, Objects, open_objects
+from .object_open import READING, Objects, open_objects, read_first
 from .object_reader import ObjectShardReader
 from .object_zarr import VerifiedStore
 from .zarr_layout import MANIFEST
@@ -155,18 +154,11 @@ class ObjectFiles:
 
     @cached_property
     def _manifest_bytes(self) -> bytes:
-        objects = open_objects(self.uri, OPENING)
-        failed: UnicoordError | None = None
-        try:
-            data = _whole(objects.store, MANIFEST)
-            self._counted(data)
-            return data
-        except _object_errors() as error:
-            missing = isinstance(error, FileNotFoundError)
-            failed = object_error(self.uri, MANIFEST, error, objects.anonymous)
-        if missing and "no bucket" not in str(failed):
+        data = read_first(self.uri, MANIFEST)
+        if data is None:
             raise FileNotFoundError(MANIFEST)
-        raise failed
+        self._counted(data)
+        return data
 
     @cached_property
     def _manifest(self) -> Mapping[str, Any]:
@@ -181,12 +173,8 @@ class ObjectFiles:
         return None if self.cache is None else self.cache.path(self._atlas, name, self.entries[name]["crc32c"])
 
     def _ask(self, name: str, request: Callable[[Any], Any]) -> Any:
-        """The answer, whose bytes are counted; an error is raised without the library's, which may hold secrets."""
-        try:
-            return self._counted(request(self.objects.store))
-        except _object_errors() as error:
-            failed = object_error(self.uri, name, error, self.objects.anonymous)
-        raise failed
+        """The answer, whose bytes are counted."""
+        return self._counted(self.objects.ask(name, request))
 
     def _ask_unless_missing(self, name: str, request: Callable[[Any], Any]) -> Any:
         try:
@@ -203,12 +191,6 @@ class ObjectFiles:
             self.requests += 1
             self.bytes_read += len(answer) if hasattr(answer, "__len__") and not isinstance(answer, dict) else 0
         return answer
-
-
-def _object_errors() -> tuple[type[Exception], ...]:
-    from obstore.exceptions import BaseError
-
-    return (BaseError, OSError)
 
 
 def _whole(store: Any, name: str) -> bytes:

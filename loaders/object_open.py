@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unicoord_atlas.errors import ConfigError, UsageError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from .object_errors import is_no_bucket, object_error
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Answer = TypeVar("Answer")
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 """Variables with the address of an S3 server that is not Amazon's; the first that is set counts."""
 _KEY_ID, _ANONYMOUS = "AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE"
@@ -60,9 +63,20 @@ READING = Patience(240.0)
 class Objects:
     """An open store of obstore, below an address."""
 
+    address: str
     store: Any
     anonymous: bool
     """Whether no credentials were found."""
+
+    def ask(self, name: str, request: Callable[[Any], Answer]) -> Answer:
+        """The answer to a request about `name`; an error is raised without the library's, which may hold secrets."""
+        from obstore.exceptions import BaseError
+
+        try:
+            return request(self.store)
+        except (BaseError, OSError) as error:
+            failed = object_error(self.address, name, error, self.anonymous)
+        raise failed
 
 
 def open_objects(address: str, patience: Patience) -> Objects:
@@ -83,14 +97,50 @@ def open_objects(address: str, patience: Patience) -> Objects:
         endpoint, (own, anonymous) = s3_endpoint(), _s3_credentials()
         config = {"endpoint": endpoint} if endpoint else {}
         given["client_options"]["allow_http"] = bool(endpoint and endpoint.startswith("http:"))
-        return Objects(library.from_url(address, config=config, **given, **own), anonymous)
+        return Objects(address, library.from_url(address, config=config, **given, **own), anonymous)
     given["client_options"]["allow_http"] = address.startswith("http:")
-    return Objects(library.from_url(address, **given), address.startswith("http"))
+    return Objects(address, library.from_url(address, **given), address.startswith("http"))
+
+
+def read_first(address: str, name: str) -> bytes | None:
+    """What an object below an address holds, asked without much patience; None if there is no such object.
+
+    Raises
+    ------
+    DataError
+        If there is no such bucket.
+    ConfigError, UnreachableError
+        Why it is not handed out.
+    """
+    import obstore
+
+    def whole(store: Any) -> bytes | None:
+        try:
+            return bytes(obstore.get(store, name).bytes())
+        except FileNotFoundError as error:
+            if is_no_bucket(error):
+                raise
+            return None
+
+    return open_objects(address, OPENING).ask(name, whole)
+
+
+def folders(address: str) -> list[str]:
+    """Names of the folders right below an address."""
+    import obstore
+
+    listed = open_objects(address, OPENING).ask("its list of folders", obstore.list_with_delimiter)
+    return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in listed["common_prefixes"])
 
 
 def s3_endpoint() -> str | None:
     """Address of the S3 server, if it is not Amazon's."""
     return next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), None)
+
+
+def is_anonymous() -> bool:
+    """Whether no credentials are to be used for S3."""
+    return os.environ.get(_ANONYMOUS, "").lower() in ("1", "true", "yes")
 
 
 def _library() -> Any:
@@ -107,7 +157,7 @@ def _s3_credentials() -> tuple[dict[str, Any], bool]:
     """What obstore is given beside the environment, which it reads itself; and whether there are no credentials."""
     if os.environ.get(_KEY_ID):
         return {}, False
-    if os.environ.get(_ANONYMOUS, "").lower() in ("1", "true", "yes"):
+    if is_anonymous():
         return {"skip_signature": True}, True
     import boto3  # late: it takes a third of a second, and knows profiles, single sign-on and roles
     from obstore.auth.boto3 import Boto3CredentialProvider

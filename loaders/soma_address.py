@@ -2,6 +2,7 @@
 
     cells.soma
     cells.soma?measurement=RNA&layer=raw&filter=tissue == "lung"
+    s3://bucket/cells.soma?layer=raw
 
 The filter comes last, since it may hold any character; it is a value filter of SOMA on obs.
 """
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unicoord_atlas.errors import UsageError
+
+from .object_address import object_address, shown
 
 _MARK = "__tiledb_group.tdb"
 _KEYS = ("measurement", "layer")
@@ -29,7 +32,12 @@ class SomaAddress:
     def __str__(self) -> str:
         given = {"measurement": self.measurement, "layer": self.layer, "filter": self.filter}
         query = "&".join(f"{key}={value}" for key, value in given.items() if value is not None)
-        return f"{self.path}?{query}" if query else str(self.path)
+        return f"{self.uri}?{query}" if query else self.uri
+
+    @property
+    def uri(self) -> str:
+        """Where the experiment is, as TileDB takes it."""
+        return shown(self.path)
 
     @classmethod
     def parse(cls, text: str) -> SomaAddress:
@@ -48,5 +56,17 @@ class SomaAddress:
 
 
 def is_soma(path: str | Path) -> bool:
-    """Whether a path, or an address, leads to a local TileDB group."""
-    return (Path(str(path).partition("?")[0]) / _MARK).exists()
+    """Whether a path, or an address, leads to a TileDB group.
+
+    In an object store one that ends in .zarr does not, and one with a query does; others are looked at.
+    """
+    address = object_address(path)
+    if address is None:
+        return (Path(str(path).partition("?")[0]) / _MARK).exists()
+    if address.startswith("http") or address.partition("?")[0].endswith(".zarr"):
+        return False
+    if "?" in address:
+        return True
+    from .object_open import read_first  # late: obstore is an extra
+
+    return read_first(address, _MARK) is not None

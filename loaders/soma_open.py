@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ import pandas as pd
 
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
 
+from .object_address import object_address
+from .object_open import folders, is_anonymous, s3_endpoint
 from .soma_address import SomaAddress
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 BUFFER_BYTES = 32 << 20
 """Of each column of a read; TileDB's default of a gibibyte is what makes its readers large."""
 _BUDGET_BYTES = 1 << 30
+_TRIES = 11
+"""Of a request to an object store, each after twice the pause: some 50 seconds in all."""
 JOINID = "soma_joinid"
 _INDEX_NAMES = ("obs_id", "var_id", "feature_id")
 _USUAL_MEASUREMENT, _USUAL_LAYERS = "RNA", ("data", "raw")
@@ -41,9 +46,25 @@ def tiledbsoma() -> Any:
 
 
 def soma_context() -> Any:
-    """TileDB's settings with bounded buffers; credentials come from the environment."""
-    settings = {"soma.init_buffer_bytes": BUFFER_BYTES, "sm.mem.total_budget": _BUDGET_BYTES}
+    """TileDB's settings with bounded buffers; credentials come from where the AWS tools find them, too."""
+    settings = {"soma.init_buffer_bytes": BUFFER_BYTES, "sm.mem.total_budget": _BUDGET_BYTES, **_s3_settings()}
     return tiledbsoma().SOMATileDBContext(tiledb_config=settings)
+
+
+def _s3_settings() -> dict[str, str]:
+    """Of TileDB's S3 client, which does not read the variables that others do."""
+    settings = {"vfs.s3.connect_max_tries": str(_TRIES), "vfs.s3.request_timeout_ms": "20000"}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region:
+        settings["vfs.s3.region"] = region
+    endpoint = s3_endpoint()
+    if endpoint:
+        parts = urlsplit(endpoint)
+        settings |= {"vfs.s3.endpoint_override": parts.netloc, "vfs.s3.scheme": parts.scheme}
+        settings["vfs.s3.use_virtual_addressing"] = "false"
+    if is_anonymous():
+        settings["vfs.s3.no_sign_request"] = "true"
+    return settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +82,17 @@ class OpenExperiment:
     @classmethod
     def at(cls, address: SomaAddress) -> OpenExperiment:
         """Open; DataError if it is no experiment, UsageError if measurement or layer are not there."""
-        library = tiledbsoma()
+        library, far = tiledbsoma(), object_address(address.uri) is not None
+        if far:
+            folders(address.uri)  # says, as of a Zarr atlas, why an object store does not hand anything out
         try:
-            experiment = library.Experiment.open(str(address.path), context=soma_context())
+            experiment = library.Experiment.open(address.uri, context=soma_context())
             obs, measurements = experiment.obs, experiment.ms
         except (library.SOMAError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"{address.path}: cannot be opened as a SOMA Experiment ({error})") from error
+            failed = DataError(f"{address.uri}: cannot be opened as a SOMA Experiment ({reason(address.uri, error)})")
+            if not far:
+                raise failed from error
+            raise failed from None
         name = _one_of(address, "measurement", address.measurement, measurements, (_USUAL_MEASUREMENT,))
         measurement = measurements[name]
         layer = _one_of(address, "layer", address.layer, measurement.X, _USUAL_LAYERS)
@@ -79,10 +105,10 @@ class OpenExperiment:
         try:
             table = self.obs.read(column_names=[JOINID], value_filter=condition).concat()
         except (library.SOMAError, SyntaxError, ValueError, KeyError) as error:
-            raise UsageError(f"{self.address.path}: filter {condition!r} cannot be used ({error})") from error
+            raise UsageError(f"{self.address.uri}: filter {condition!r} cannot be used ({error})") from error
         found = np.sort(table.column(JOINID).to_numpy())
         if condition is not None and not len(found):
-            raise UsageError(f"{self.address.path}: filter {condition!r} takes no cell")
+            raise UsageError(f"{self.address.uri}: filter {condition!r} takes no cell")
         return found
 
     def frame(self, array: Any, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -109,9 +135,16 @@ class OpenExperiment:
 
 
 def fragments(array: Any) -> list[str]:
-    """Names of the fragments of a local array, each given once in the world."""
+    """Names of the fragments of an array, each given once in the world."""
+    if object_address(array.uri) is not None:
+        return folders(f"{array.uri}/__fragments")
     folder = Path(unquote(urlsplit(array.uri).path)) / "__fragments"
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def reason(uri: str, error: Exception) -> str:
+    """What TileDB says; of an object store only the kind of it, since it repeats headers of the answer."""
+    return type(error).__name__ if object_address(uri) is not None else str(error)
 
 
 def soma_fingerprint(address: SomaAddress) -> str:
@@ -125,7 +158,7 @@ def _one_of(address: SomaAddress, what: str, wanted: str | None, group: Any, usu
     choice = [wanted] if wanted is not None else [name for name in usual if name in known] or known
     if len(choice) == 0 or choice[0] not in known or (wanted is None and len(choice) > 1 and choice is known):
         raise UsageError(
-            f"{address.path}: {what} {wanted or 'not chosen'}: it has {', '.join(known) or 'none'}; "
-            f"write {address.path}?{what}=NAME"
+            f"{address.uri}: {what} {wanted or 'not chosen'}: it has {', '.join(known) or 'none'}; "
+            f"write {address.uri}?{what}=NAME"
         )
     return choice[0]

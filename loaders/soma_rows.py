@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 from scipy.sparse import coo_array
 
-from unicoord_atlas.errors import DataError
+from unicoord_atlas.errors import DataError, UnreachableError
 
+from .object_address import object_address
+from .object_open import folders
 from .soma_open import tiledbsoma
 from .store import CsrBuffer, CsrRows
 
@@ -48,8 +50,14 @@ def entries_of(
 def _tables(array: Any, wanted: slice | pa.Array) -> Iterator[pa.Table]:
     try:
         yield from array.read((wanted,)).tables()
+        return
     except tiledbsoma().SOMAError as error:
-        raise DataError(f"{array.uri}: cannot be read ({error}); restore it or write the experiment again") from error
+        if object_address(array.uri) is None:
+            raise DataError(
+                f"{array.uri}: cannot be read ({error}); restore it or write the experiment again"
+            ) from error
+    folders(array.uri)  # outside: TileDB's error holds headers of the answer, and this says why none comes
+    raise UnreachableError(f"{array.uri}: the server broke off, often as it was tried; give the command again")
 
 
 def read_rows(

@@ -1,4 +1,4 @@
-"""SomaStore: cells of a local SOMA Experiment as a store, read-only."""
+"""SomaStore: cells of a SOMA Experiment as a store, read-only."""
 
 from __future__ import annotations
 

@@ -67,10 +67,10 @@ def written_facts(
         return None
     if facts.metadata.get(_COUNTS) != _mark(opened.matrix):
         raise DataError(
-            f"{opened.address.path}: its counts were changed after its normalization was computed; convert it again"
+            f"{opened.address.uri}: its counts were changed after its normalization was computed; convert it again"
         )
     text = facts[names.SCHEMA].read().concat().column("values")[0].as_py()
-    schema = AtlasSchema.from_json(text, where=f"{opened.address.path}: uns/{names.UNS}/{names.SCHEMA}")
+    schema = AtlasSchema.from_json(text, where=f"{opened.address.uri}: uns/{names.UNS}/{names.SCHEMA}")
     stored = facts[names.NORMALIZATION]
     parts = {**dict(stored.metadata), **{key: array.read().to_numpy() for key, array in stored.items()}}
     return schema, read_normalization(parts), facts[_ENTRIES].read().to_numpy()[joinids]
@@ -125,14 +125,14 @@ def write_obsm(store: SomaStore, key: str, table: NDArray[np.generic]) -> None:
         If there is a table of that name.
     """
     library, address = tiledbsoma(), store.address
-    with library.Experiment.open(str(address.path), context=soma_context()) as experiment:
+    with library.Experiment.open(address.uri, context=soma_context()) as experiment:
         measurement = experiment.ms[address.measurement]
         if "obsm" in measurement and key in measurement.obsm:
-            raise DataError(f"{address.path}: has obsm/{key} already; choose other names by --prefix")
+            raise DataError(f"{address.uri}: has obsm/{key} already; choose other names by --prefix")
         num_cells = experiment.obs.count
     whole = np.full((num_cells, table.shape[1]), np.nan, table.dtype)
     whole[store.joinids] = table
-    with library.Experiment.open(str(address.path), "w", context=soma_context()) as experiment:
+    with library.Experiment.open(address.uri, "w", context=soma_context()) as experiment:
         soma_io().add_matrix_to_collection(experiment, address.measurement, "obsm", key, whole, context=soma_context())
 
 

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from unicoord_atlas.errors import UsageError
+
+from .object_address import shown
 from .soma_address import is_soma
 
 if TYPE_CHECKING:
@@ -119,8 +122,14 @@ def open_store(uri: str | Path, cache: ByteCache | None = None) -> CellStore:
         What is wrong with a store that is neither.
     ConfigError, UnreachableError
         Why an object store does not hand it out.
+    UsageError
+        If there is a cache, and nothing to keep in it.
     """
     if is_soma(uri):
+        if cache is not None:
+            raise UsageError(
+                f"{shown(uri)}: --cache keeps Zarr atlases only; `unicoord-atlas convert` makes one of a SOMA, once"
+            )
         from .soma_store import SomaStore  # late: tiledbsoma takes seconds, and is an extra
 
         return SomaStore(str(uri))

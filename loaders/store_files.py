@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import zarr
 
+from unicoord_atlas.errors import UsageError
+
 from .checksums import file_checksum
 from .object_address import object_address
 from .shard_reader import ShardReader
@@ -120,9 +122,14 @@ class LocalFiles:
 
 
 def open_files(path: str | Path, cache: ByteCache | None = None) -> StoreFiles:
-    """The files of a store, wherever it lies; `cache` keeps what comes from an object store."""
+    """The files of a store, wherever it lies; `cache` keeps what comes from an object store.
+
+    UsageError if there is a cache for a store on this machine.
+    """
     address = object_address(path)
     if address is None:
+        if cache is not None:
+            raise UsageError(f"{path} lies on this machine already; leave out --cache")
         return LocalFiles(Path(path))
     from .object_files import ObjectFiles  # late: obstore is an extra
 

@@ -69,7 +69,7 @@ def server(atlas, shards):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(object_files, "OPENING", Patience(0.5))
+    monkeypatch.setattr(object_open, "OPENING", Patience(0.5))
     monkeypatch.setattr(object_files, "READING", Patience(0.5))
 
 
@@ -251,6 +251,13 @@ def test_cache_without_room_changes_nothing(server, shards, tmp_path):
     for _ in range(2):
         assert_same_batches(batches(store)[0], expected)
     assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*/*") if path.suffix != ".map") <= 30_000
+
+
+def test_a_cache_that_would_keep_nothing_is_refused(shards, tmp_path):
+    with pytest.raises(UsageError, match="lies on this machine already; leave out --cache"):
+        open_store(shards, ByteCache(tmp_path, 1))
+    with pytest.raises(UsageError, match="--cache keeps Zarr atlases only"):
+        open_store("s3://cells/cells.soma?layer=raw", ByteCache(tmp_path, 1))
 
 
 def test_http_serves_an_atlas_without_listing(shards, tmp_path):
