@@ -47,7 +47,7 @@ CacheSize = Annotated[
 
 
 def cache_of(folder: Path | None, size: str) -> ByteCache | None:
-    """The cache of --cache and --cache-size; UsageError for a size like 50GX."""
+    """The cache of --cache and --cache-size; UsageError for a size like 50GX, or a folder that cannot be made."""
     if folder is None:
         return None
     from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -55,9 +55,13 @@ def cache_of(folder: Path | None, size: str) -> ByteCache | None:
     from unicoord_atlas.loaders.byte_cache import ByteCache
 
     try:
-        return ByteCache(folder, TypeAdapter(ByteSize).validate_python(size))
+        max_bytes = TypeAdapter(ByteSize).validate_python(size)
+        folder.mkdir(parents=True, exist_ok=True)
     except ValidationError:
         raise UsageError(f"--cache-size {size!r}: write it as 50GB") from None
+    except OSError as error:
+        raise UsageError(f"--cache {folder}: cannot be made ({error.strerror}); choose another folder") from None
+    return ByteCache(folder, max_bytes)
 
 
 def finish(result: dict[str, Any], as_json: bool) -> None:

@@ -6,6 +6,7 @@ file beside a map of what is there, which any number of processes and later runs
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from unicoord_atlas.errors import DataError
+
 from .checksums import checksum, file_checksum
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_PART, _MAP = ".part", ".map"
+_PART, _MAP, _USED = ".part", ".map", ".used"
 _JUST_USED = 60.0
 """Seconds before a run began in which another one may have begun to use an entry."""
 
@@ -92,16 +95,27 @@ class ByteCache:
     @contextmanager
     def _room(self, path: Path, num_bytes: int) -> Iterator[bool]:
         """Whether an entry fits, once others are gone; nobody else may add one meanwhile."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder / ".lock"):
-            entries = sorted((stat.st_mtime, stat.st_size, file) for file, stat in _files(self.folder))
-            used = sum(size for _, size, _ in entries)
-            for modified, size, file in entries:
-                if used + num_bytes <= self.max_bytes or modified >= self.began - _JUST_USED:
-                    break
-                file.unlink(missing_ok=True)
-                used -= size
-            yield used + num_bytes <= self.max_bytes
+        with _full_disk_named(self.folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(self.folder / _USED) as counter:
+                used = int(os.pread(counter, 32, 0) or 0)  # may be too much, which the next removal puts right
+                if used + num_bytes > self.max_bytes:
+                    used = self._remove_old(num_bytes)
+                fits = used + num_bytes <= self.max_bytes
+                yield fits
+                os.ftruncate(counter, 0)
+                os.pwrite(counter, str(used + num_bytes * fits).encode(), 0)
+
+    def _remove_old(self, num_bytes: int) -> int:
+        """Remove entries of earlier runs, oldest first, until so much fits; bytes that are left."""
+        entries = sorted((stat.st_mtime, stat.st_size, file) for file, stat in _files(self.folder))
+        used = sum(size for _, size, _ in entries)
+        for modified, size, file in entries:
+            if used + num_bytes <= self.max_bytes or modified >= self.began - _JUST_USED:
+                break
+            file.unlink(missing_ok=True)
+            used -= size
+        return used
 
 
 class Filling:
@@ -115,7 +129,7 @@ class Filling:
 
     def add(self, first: int, stop: int, offset: int, data: memoryview) -> NDArray[np.bool_]:
         """Write the pieces first:stop, which lie from `offset` on; which pieces are there now."""
-        with self._thread_lock, _locked(self._map) as map_file:
+        with self._thread_lock, _full_disk_named(self._path.parent.parent), _locked(self._map) as map_file:
             try:
                 part = os.open(self._part, os.O_WRONLY)
             except FileNotFoundError:  # finished or removed meanwhile
@@ -158,6 +172,16 @@ def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
             continue
         with suppress(FileNotFoundError):  # another process finished or removed it
             yield path, path.stat()
+
+
+@contextmanager
+def _full_disk_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(f"{folder}: the disk is full; free some space, or give a smaller --cache-size") from error
 
 
 @contextmanager

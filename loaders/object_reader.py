@@ -63,7 +63,7 @@ class ObjectShardReader(ShardReader):
         """See `EntryReader`; parts of shards that are not here are joined to requests."""
         parts = list(self._parts(spans, out))
         numbers = np.unique([part.chunk // self._chunks_per_shard for part in parts]).astype(int).tolist()
-        far = [shard for shard in numbers if not self._is_here(shard)]
+        far = {shard for shard in numbers if not self._is_here(shard)}
         unknown = [shard for shard in far if shard not in self._indices]
         self._indices |= zip(unknown, self._files.pool.map(self._read_index, unknown), strict=True)
         yield from self._requests([part for part in parts if part.chunk // self._chunks_per_shard in far])
@@ -115,7 +115,6 @@ class ObjectShardReader(ShardReader):
         if filling is None:
             return
         size = self._files.entries[name]["bytes"]
-        there = np.zeros(self._chunks_per_shard, np.bool_)
         whole = pieces(index, size - index_bytes(self._chunks_per_shard))
         if whole is None:  # of another writer, in another order
             return

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.storage import ObjectStore
 
-from .zarr_layout import DATA, INDICES
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -19,12 +17,12 @@ if TYPE_CHECKING:
     from .byte_cache import ByteCache
     from .object_files import ObjectFiles
 
-_COUNTS = (f"{DATA}/c/", f"{INDICES}/c/")
-"""Too large to be read whole for a part of them."""
+_READ_WHOLE = 1 << 20
+"""Bytes of a file up to which all of it is read, and verified, where a part is asked for."""
 
 
 class VerifiedStore(ObjectStore[Any]):
-    """Zarr's view of an atlas: only files of the manifest exist, and each is verified."""
+    """Zarr's view of an atlas: only files of the manifest exist, and whole ones are verified."""
 
     def __init__(self, files: ObjectFiles, store: Any) -> None:
         super().__init__(store, read_only=True)
@@ -53,9 +51,9 @@ class VerifiedStore(ObjectStore[Any]):
         return key in self._files.entries
 
     def _bytes(self, key: str, part: ByteRequest | None) -> bytes:
-        if part is None or not (key in self._files.entries and key.startswith(_COUNTS)):
+        size = self._files.entries.get(key, {"bytes": 0})["bytes"]
+        if part is None or size <= _READ_WHOLE:
             return _cut(self._files.read(key), part)
-        size = self._files.entries[key]["bytes"]
         start, stop = _bounds(part, size)
         return bytes(self._files.read_range(key, start, stop))
 
