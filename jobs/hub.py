@@ -1,11 +1,13 @@
-"""References on the Hugging Face hub: their files lie there as they lie in a reference directory."""
+"""References on the Hugging Face hub or in an object store: their files lie there as in a reference directory."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unicoord_atlas.errors import ConfigError, DataError
+from unicoord_atlas.errors import ConfigError, DataError, UsageError
+from unicoord_atlas.loaders.object_address import object_address
+from unicoord_atlas.loaders.soma_facts import cache_folder
 from unicoord_atlas.reference import ReferenceModel
 
 if TYPE_CHECKING:
@@ -15,7 +17,9 @@ PREFIX = "hf://"
 
 
 def local_reference(place: str | Path) -> Path:
-    """A reference directory on this machine: the path given, or a copy of hf://USER/NAME in the hub's own cache.
+    """A reference directory on this machine: the path given, or a copy of it in the hub's or in our own cache.
+
+    Elsewhere are hf://USER/NAME, and s3:// and the other addresses of `object_address`.
 
     Raises
     ------
@@ -24,7 +28,11 @@ def local_reference(place: str | Path) -> Path:
     DataError
         If the hub does not give the files out.
     """
-    text = str(place)
+    text, address = str(place), object_address(place)
+    if address is not None:
+        from unicoord_atlas.loaders.object_copy import copy_down  # late: obstore is an extra
+
+        return copy_down(address, cache_folder() / "references")
     if not text.startswith(PREFIX):
         return Path(place)
     hub = _hub()
@@ -37,8 +45,15 @@ def local_reference(place: str | Path) -> Path:
 
 
 def upload(reference: Path, repository: str, public: bool) -> dict[str, Any]:
-    """Check a reference directory and upload its files; DataError says why the hub refused."""
+    """Check a reference directory and upload its files; DataError says why the hub, or an object store, refused."""
     ReferenceModel.load(reference)
+    address = object_address(repository)
+    if address is not None:
+        if public:
+            raise UsageError("--public: who may read a bucket is set there, not here")
+        from unicoord_atlas.loaders.object_copy import copy_up  # late: obstore is an extra
+
+        return {"shared": address, "already_done": not copy_up(reference, address)}
     hub = _hub()
     try:
         hub.create_repo(repository, private=not public, exist_ok=True)

@@ -9,7 +9,9 @@ import typer
 
 from .command_line import DaskOption, Json, Out, PartOption, finish
 
-Reference = Annotated[str, typer.Option(help="A reference directory, or hf://USER/NAME on the Hugging Face hub.")]
+Reference = Annotated[
+    str, typer.Option(help="A reference directory, its address (s3://...), or hf://USER/NAME on the Hugging Face hub.")
+]
 
 
 def add_reference_commands(app: typer.Typer) -> None:
@@ -131,11 +133,16 @@ def fine_tune(
 
 def share_reference(
     reference: Annotated[Path, typer.Argument(help="A reference directory.")],
-    repository: Annotated[str, typer.Option(help="USER/NAME on the Hugging Face hub.", metavar="USER/NAME")],
+    repository: Annotated[
+        str, typer.Option(help="USER/NAME on the Hugging Face hub, or an address.", metavar="USER/NAME|s3://...")
+    ],
     public: Annotated[bool, typer.Option(help="Let everybody see it; private otherwise.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Upload a reference to the Hugging Face hub, by the account of `hf auth login`."""
+    """Upload a reference to the Hugging Face hub, by the account of `hf auth login`, or to an object store.
+
+    In an object store nothing is replaced, and the reference is there once its manifest is, which goes up last.
+    """
     from .hub import upload
 
     finish(upload(reference, repository, public), as_json)

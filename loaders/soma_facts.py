@@ -75,13 +75,17 @@ class SomaFacts:
 
 def cached_facts(array: Any, joinids: NDArray[np.int64], num_genes: int, fingerprint: str) -> SomaFacts:
     """Facts of the cells of an experiment that does not hold them: from the cache, or by three passes over them."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unicoord-atlas"
-    path = folder / f"soma-{fingerprint}.npz"
+    path = cache_folder() / f"soma-{fingerprint}.npz"
     facts = SomaFacts.load(path)
     if facts is None:
         facts = measure(array, joinids, num_genes)
         facts.save(path)
     return facts
+
+
+def cache_folder() -> Path:
+    """The user's folder for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unicoord-atlas"
 
 
 def measure(array: Any, joinids: NDArray[np.int64], num_genes: int) -> SomaFacts:

