@@ -19,8 +19,11 @@ except ImportError:
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.lines import Line2D
 
-__all__ = ["plt", "save"]
+__all__ = ["Line2D", "Normalize", "ScalarMappable", "plt", "save"]
 
 
 def save(figure: Figure, path: Path) -> None:

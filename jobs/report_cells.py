@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -12,8 +13,9 @@ import pandas as pd
 from unicoord_atlas.gene_sets.activities import activity_table
 from unicoord_atlas.loaders.store_files import open_zarr
 from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, GENE_SETS
+from unicoord_atlas.neighbors.knn import needs_lists
 from unicoord_atlas.report.page import Section, Table
-from unicoord_atlas.report.plane import MOST_POINTS, drawn_rows, umap_of_graph, umap_of_points
+from unicoord_atlas.report.plane import MOST_POINTS, drawn_rows, umap_of_graph, umap_of_many, umap_of_points
 
 from .gene_set_figures import draw_activities
 from .report_figures import draw_map
@@ -26,20 +28,19 @@ if TYPE_CHECKING:
     from unicoord_atlas.loaders.store import CellStore
 
     from .report_album import Album
-    from .report_inputs import Inputs
+    from .report_inputs import Inputs, Latents
 
 Numbers = dict[str, Any]
 _MAPS = 8
 _TOP = 3
-_PCA = "X_pca"
+_PCA, _BIO = "X_pca", "X_unicoord_bio"
 
 
 def map_section(inputs: Inputs, album: Album, most: int = MOST_POINTS) -> tuple[Section, Numbers]:
     """UMAP of the latents, or else of the atlas's graph, by label and by supervised value."""
     if inputs.latents is not None:
         total, obs = len(inputs.latents.obs), inputs.latents.obs
-        rows = drawn_rows(total, most)
-        places, what = umap_of_points(inputs.latents.table("X_unicoord_bio", rows)), "the latents"
+        rows, places, line = _of_latents(inputs.latents, most)
     elif (
         inputs.store is not None
         and _has(inputs.store, f"obsp/{CONNECTIVITIES}", f"obsm/{_PCA}")
@@ -47,13 +48,11 @@ def map_section(inputs: Inputs, album: Album, most: int = MOST_POINTS) -> tuple[
     ):
         total, obs = inputs.store.n_obs, inputs.store.obs()
         rows = drawn_rows(total, most)
-        places, what = _of_graph(inputs.store), "the graph of the atlas (no latents were given)"
+        places = _of_graph(inputs.store)
+        line = f"UMAP of the graph of the atlas (no latents were given), {total:,} cells."
     else:
         line = f"Left out: --latents LATENTS gives it; --atlas with a graph does for up to {most:,} cells."
         return Section("map", "Map", left_out=line), {}
-    line = f"UMAP of {what}, {total:,} cells."
-    if len(rows) < total:
-        line = f"UMAP of {what}: {len(rows):,} of {total:,} cells, drawn at random."
     pictures = [
         album.picture(f"map by {name}", partial(draw_map, places, values, name))
         for name, values in _colours(inputs, obs.iloc[rows])
@@ -85,6 +84,23 @@ def activities_section(inputs: Inputs, album: Album, most: int = MOST_POINTS) ->
         ),
         {"cells": len(types), "top": top, "mean": means},
     )
+
+
+def _of_latents(latents: Latents, most: int) -> tuple[NDArray[np.int64], NDArray[np.float32], str]:
+    """Rows of the cells that are drawn, where they are, and what the section says of that."""
+    total = len(latents.obs)
+    rows = np.arange(total)
+    if total <= most:
+        return rows, umap_of_points(latents.table(_BIO, rows)), f"UMAP of the latents, {total:,} cells."
+    if needs_lists(total - most // 2, most // 2) and find_spec("faiss") is None:
+        rows = drawn_rows(total, most)
+        line = f"UMAP of the latents: {len(rows):,} of {total:,} cells, drawn at random; all with the extra `graph`."
+        return rows, umap_of_points(latents.table(_BIO, rows)), line
+    line = (
+        f"UMAP of the latents, {total:,} cells: {most // 2:,} at random are laid out, the others lie between the "
+        "nearest of those. A pixel has the mean colour of its cells."
+    )
+    return rows, umap_of_many(latents.table(_BIO, rows), most // 2), line
 
 
 def _has(store: CellStore, *names: str) -> bool:

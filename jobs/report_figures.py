@@ -5,21 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+
+from unicoord_atlas.report.plane import MOST_POINTS
 
 from .evaluate_figures import short
-from .plotting import plt, save
+from .plotting import Line2D, Normalize, ScalarMappable, plt, save
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import pandas as pd
     from numpy.typing import NDArray
 
 _BARS = 25
 _COLOURS = 20
 _PANELS = 12
-_REST = "0.8"
+_GREY = "0.8"
+_REST = np.float32(_GREY)
+_PIXELS = 300, 700
 
 
 def draw_counts(counts: Mapping[str, int], title: str, path: Path) -> None:
@@ -56,32 +60,72 @@ def draw_curves(entries: Sequence[Mapping[str, Any]], pairs: Mapping[str, Mappin
 
 
 def draw_map(places_n2: NDArray[np.float32], values: pd.Series, title: str, path: Path) -> None:
-    """Cells on a plane by label, the twenty most frequent in colours of their own, or by number."""
+    """Cells on a plane by label, the twenty most frequent in colours of their own, or by number.
+
+    Up to 100,000 cells are points; of more a pixel has the mean colour of its cells, the paler the fewer they are.
+    """
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    x, y = places_n2.T
-    size = float(np.clip(20_000 / len(places_n2), 0.3, 8))
-    style: dict[str, Any] = {"s": size, "linewidths": 0, "rasterized": True}  # an SVG of all points would be huge
     if values.dtype.kind == "f":
-        known = values.notna().to_numpy()
-        axes.scatter(x[~known], y[~known], color=_REST, **style)
-        dots = axes.scatter(x[known], y[known], c=values[known].to_numpy(), cmap="viridis", **style)
-        figure.colorbar(dots, ax=axes, shrink=0.7)
+        colours_n3, scale = _colours_of_numbers(values)
+        if scale is not None:
+            figure.colorbar(scale, ax=axes, shrink=0.7)
     else:
-        names = values.astype("string")
-        frequent = list(names.value_counts().index[:_COLOURS])
-        rest = ~names.isin(frequent).to_numpy()
-        axes.scatter(x[rest], y[rest], color=_REST, **style)
-        colours = dict(zip(frequent, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
-        coloured = np.array([colours[name] for name in names[~rest]]).reshape(-1, 3)
-        axes.scatter(x[~rest], y[~rest], c=coloured, **style)
-        marks = [axes.plot([], [], "o", color=colour)[0] for colour in colours.values()]
-        texts = [short(name) for name in frequent]
-        if rest.any():
-            marks.append(axes.plot([], [], "o", color=_REST)[0])
-            texts.append("others or unlabelled")
+        colours_n3, marks, texts = _colours_of_labels(values)
         axes.legend(marks, texts, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    if len(places_n2) > MOST_POINTS:
+        pixels = int(np.clip(len(places_n2) ** 0.5, *_PIXELS))  # so that there are several cells to most of them
+        image, extent = shaded(places_n2, colours_n3, pixels)
+        axes.imshow(image, extent=extent, origin="lower", aspect="auto", interpolation="none")
+    else:
+        rest_first = np.argsort((colours_n3 != _REST).any(axis=1), kind="stable")
+        size = float(np.clip(20_000 / len(places_n2), 0.3, 8))
+        x, y = places_n2[rest_first].T  # rasterized: an SVG of all points would be huge
+        axes.scatter(x, y, c=colours_n3[rest_first], s=size, linewidths=0, rasterized=True)
     axes.set(title=title, xticks=[], yticks=[])
     save(figure, path)
+
+
+def shaded(
+    places_n2: NDArray[np.float32], colours_n3: NDArray[np.float32], pixels: int
+) -> tuple[NDArray[np.float32], tuple[float, float, float, float]]:
+    """(pixels, pixels, 4) mean colour of the cells in each square, its opacity by their logarithm; and the extent."""
+    low, high = places_n2.min(axis=0), places_n2.max(axis=0)
+    step = np.maximum(high - low, 1e-9) / pixels
+    column, row = np.minimum(((places_n2 - low) / step).astype(np.int64), pixels - 1).T
+    square = row * pixels + column
+    counts = np.bincount(square, minlength=pixels**2)
+    sums = [np.bincount(square, channel, pixels**2) for channel in colours_n3.T]
+    image = np.zeros((pixels**2, 4), np.float32)
+    filled = counts > 0
+    image[filled, :3] = np.stack(sums, axis=1)[filled] / counts[filled, None]
+    image[filled, 3] = 0.5 + 0.5 * np.log1p(counts[filled]) / np.log1p(counts.max())
+    return image.reshape(pixels, pixels, 4), (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
+
+
+def _colours_of_numbers(values: pd.Series) -> tuple[NDArray[np.float32], ScalarMappable | None]:
+    """(n, 3), grey where missing, and what a colour bar needs, if there are any numbers."""
+    numbers = values.to_numpy(np.float64)
+    known = np.isfinite(numbers)
+    colours = np.full((len(numbers), 3), _REST, np.float32)
+    if not known.any():
+        return colours, None
+    scale = ScalarMappable(Normalize(numbers[known].min(), numbers[known].max()), "viridis")
+    colours[known] = scale.to_rgba(numbers[known])[:, :3]
+    return colours, scale
+
+
+def _colours_of_labels(values: pd.Series) -> tuple[NDArray[np.float32], list[Line2D], list[str]]:
+    """(n, 3), grey for rare and missing labels, and marks and texts of a legend."""
+    codes, names = pd.factorize(values.astype("string"))
+    frequent = np.argsort(-np.bincount(codes[codes >= 0], minlength=len(names)), kind="stable")[:_COLOURS]
+    table = np.full((len(names) + 1, 3), _REST, np.float32)  # the last is that of missing labels, code -1
+    table[frequent] = np.array(plt.get_cmap("tab20").colors)[: len(frequent)]  # type: ignore[attr-defined]
+    marks = [Line2D([], [], linestyle="", marker="o", color=table[code]) for code in frequent]
+    texts = [short(str(names[code])) for code in frequent]
+    if len(names) > len(frequent) or (codes < 0).any():
+        marks.append(Line2D([], [], linestyle="", marker="o", color=_GREY))
+        texts.append("others or unlabelled")
+    return table[codes], marks, texts
 
 
 def draw_against_truth(truth: pd.DataFrame, found: pd.DataFrame, path: Path) -> None:

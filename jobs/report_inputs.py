@@ -42,7 +42,8 @@ class Latents:
 
     def table(self, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(rows, width) of a table of obsm."""
-        return np.asarray(self._group[f"obsm/{key}"].oindex[rows], np.float32)
+        table = self._group[f"obsm/{key}"]
+        return np.asarray(table[:] if len(rows) == len(self.obs) else table.oindex[rows], np.float32)
 
     def frame(self, key: str, rows: NDArray[np.int64]) -> pd.DataFrame | None:
         """The same of a table with named columns; None if there is none."""

@@ -15,9 +15,20 @@ from cells import counts_of_types
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import DataError, UsageError
-from unicoord_atlas.jobs import build_graph, export_latents, export_reference, ingest, map_query, report, train
+from unicoord_atlas.jobs import (
+    build_graph,
+    export_latents,
+    export_reference,
+    ingest,
+    map_query,
+    report,
+    report_cells,
+    report_figures,
+    train,
+)
 from unicoord_atlas.jobs.report_album import Album
 from unicoord_atlas.jobs.report_cells import map_section
+from unicoord_atlas.jobs.report_figures import draw_map, shaded
 from unicoord_atlas.jobs.report_inputs import open_inputs
 from unicoord_atlas.jobs.report_predictions import continuous_section
 from unicoord_atlas.reference import ReferenceModel
@@ -204,11 +215,42 @@ def test_map_of_the_atlas_graph_stands_in_for_latents(folder):
     assert "UMAP of the graph of the atlas" in (folder / "graph.html").read_text()
 
 
-def test_a_map_of_some_cells_says_so(folder, tmp_path):
+def test_a_map_of_many_cells_says_how_they_are_laid_out(folder, tmp_path, monkeypatch):
     inputs = open_inputs(folder / "run", None, folder / "latents.zarr", None)
     section, numbers = map_section(inputs, Album(tmp_path, svg=False), most=100)
-    assert section.lines == ["UMAP of the latents: 100 of 300 cells, drawn at random."]
+    assert section.lines[0].startswith("UMAP of the latents, 300 cells: 50 at random are laid out")
+    assert numbers == {"cells": 300, "drawn": 300}
+    monkeypatch.setattr(report_cells, "needs_lists", lambda *_: True)
+    monkeypatch.setattr(report_cells, "find_spec", lambda _: None)
+    section, numbers = map_section(inputs, Album(tmp_path, svg=False), most=100)
+    assert section.lines[0].startswith("UMAP of the latents: 100 of 300 cells, drawn at random")
     assert numbers == {"cells": 300, "drawn": 100}
+
+
+def test_a_pixel_has_the_mean_colour_of_its_cells():
+    rng = np.random.default_rng(0)
+    places, colours = rng.uniform(size=(500, 2)).astype(np.float32), rng.uniform(size=(500, 3)).astype(np.float32)
+    places[:2] = [[0, 0], [1, 1]]
+    image, extent = shaded(places, colours, pixels=10)
+    assert extent == (0, 1, 0, 1)
+    for row in range(10):
+        for column in range(10):
+            inside = [
+                c
+                for (x, y), c in zip(places, colours, strict=True)
+                if min(int(x * 10), 9) == column and min(int(y * 10), 9) == row
+            ]
+            if inside:
+                np.testing.assert_allclose(image[row, column, :3], np.mean(inside, axis=0), atol=1e-5)
+            assert bool(inside) == (image[row, column, 3] > 0)
+
+
+def test_many_cells_are_drawn_as_an_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_figures, "MOST_POINTS", 10)
+    places = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+    for values in (pd.Series(["a", None] * 25), pd.Series([1.0, np.nan] * 25), pd.Series([np.nan] * 50)):
+        draw_map(places, values, "title", tmp_path / "map.png")
+        assert (tmp_path / "map.png").stat().st_size > 5000
 
 
 def test_many_cells_are_sampled():
