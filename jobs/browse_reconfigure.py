@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +53,8 @@ class Reconfiguration:
     search: Callable[[int], Search] | None = None
     """By an index that the reference has; by comparing with all cells if None."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_one_at_a_time", threading.Lock())
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """A question decodes and encodes with all cores."""
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Reconfiguration:
             points, obs = choose_seeds(reference, asked.like, _OF_A_TYPE, 0)
         as_is = Changes(labels=asked.like)
         changes = Changes(labels={**asked.like, **asked.labels}, values=asked.values)
-        with self._one_at_a_time:  # type: ignore[attr-defined]
+        with self.one_at_a_time:
             before = reconfigured(reference, points, obs, as_is)
             after = reconfigured(reference, points, obs, changes)
         return {"cells": len(points), "genes": self._genes(before, after)} | {
