@@ -148,7 +148,7 @@ def test_pieces_of_a_shard_lie_one_after_the_other_or_are_not_told():
     assert pieces(index[[1, 0, 2]], 15) is None
 
 
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("cached", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_store_is_that_on_disk(server, atlas, shards, tmp_path, cached):
     cache = ByteCache(tmp_path / "cache", 1 << 30) if cached else None
     for address, path in ((ADDRESS, atlas), (Path(SHARDS), shards)):
@@ -202,7 +202,8 @@ def test_training_is_that_of_the_disk_to_the_last_bit(server, atlas, tmp_path):
     runs = {"near": (atlas, None), "far": (Path(ADDRESS), None), "cached": (Path(ADDRESS), cache)}
     losses, weights, latents = {}, {}, {}
     for name, (store, used) in runs.items():
-        train.run(train.TrainOptions(store, tmp_path / name, config, used))
+        train.run(train.TrainOptions(store, tmp_path / name, config, cache=used))
+        assert used is None or any(used.folder.glob("*/*"))
         metrics = list(read_metrics(tmp_path / name / "metrics.jsonl"))
         losses[name] = [{key: value for key, value in line.items() if "loss" in key} for line in metrics]
         weights[name] = (tmp_path / name / "model/model.safetensors").read_bytes()
@@ -263,6 +264,7 @@ def test_a_cache_that_would_keep_nothing_is_refused(shards, tmp_path):
         open_store("s3://cells/cells.soma?layer=raw", ByteCache(tmp_path, 1))
 
 
+@pytest.mark.slow
 def test_http_serves_an_atlas_without_listing(shards, tmp_path):
     with moto(INITIAL_NO_AUTH_ACTION_COUNT="1000000") as endpoint, pytest.MonkeyPatch.context() as patch:
         for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint}.items():
@@ -332,6 +334,7 @@ def test_without_credentials_the_store_is_asked_anonymously_and_says_so(server, 
     assert open_store(ADDRESS).n_obs == NUM_CELLS
 
 
+@pytest.mark.slow
 def test_what_is_wrong_or_missing_there_is_named(server, shards, tmp_path, impatient):
     import boto3
 
@@ -354,6 +357,7 @@ def test_what_is_wrong_or_missing_there_is_named(server, shards, tmp_path, impat
         open_store(address).obs()
 
 
+@pytest.mark.slow
 def test_damaged_chunk_never_enters_the_cache(server, shards, tmp_path):
     import boto3
 
