@@ -22,6 +22,7 @@ from unicoord_atlas.loaders.plan import ALONE, Partition
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
+from unicoord_atlas.loaders.zarr_store import ZarrStore
 from unicoord_atlas.points import encode_points
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.seeds import Seeds, seed_rows
@@ -101,7 +102,8 @@ def run(options: TrainOptions) -> dict[str, Any]:
         return {}
     metrics = _finish(options, store, prepared, run)
     result = _summary(options, progress, metrics)
-    page = write_report(options.out, options.store) if options.report else None
+    atlas = options.store if isinstance(store, ZarrStore) else None
+    page = write_report(options.out, atlas) if options.report else None
     return result | ({"report": str(page)} if page else {})
 
 

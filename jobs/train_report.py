@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from shlex import join
 from typing import TYPE_CHECKING
 
-from unicoord_atlas.loaders.soma_address import is_soma
+from unicoord_atlas.loaders.object_address import shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,7 @@ REPORT = "report.html"
 _NEEDS = {"matplotlib": "matplotlib", "PIL": "pillow", "umap": "umap-learn"}
 
 
-def write_report(run: Path, atlas: Path) -> Path | None:
+def write_report(run: Path, atlas: Path | None) -> Path | None:
     """Write RUN/report.html; None, and one line on stderr with the cause and the way out, if that cannot be done.
 
     Parameters
@@ -28,10 +28,10 @@ def write_report(run: Path, atlas: Path) -> Path | None:
     run
         A finished run directory.
     atlas
-        What it was trained on; a SOMA has no graph and no tables to show, so it is left out.
+        What it was trained on, for its graph and tables; None if it is a SOMA, which has none.
     """
     page = run / REPORT
-    words = ["report", str(run), *(() if is_soma(atlas) else ("--atlas", str(atlas))), "--out", str(page)]
+    words = ["report", str(run), *(("--atlas", shown(atlas)) if atlas else ()), "--out", str(page)]
     again = f"to make it: {join(['unicoord-atlas', *words])}"
     missing = [name for module, name in _NEEDS.items() if find_spec(module) is None]
     if missing:
