@@ -62,6 +62,7 @@ def _keep(path: Path, places: NDArray[np.float32], made_of: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file({_KEY: places}, partial, metadata={_MADE_OF: made_of})
+        partial.chmod(0o644)  # safetensors makes it private, and the cells beside it are not
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         print(f"the map could not be kept ({error}); it will be made again the next time", file=sys.stderr)

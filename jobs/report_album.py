@@ -23,14 +23,15 @@ class Album:
     def __init__(self, folder: Path, svg: bool) -> None:
         self._folder, self._suffixes, self._count = folder, [".png", *([".svg"] if svg else [])], 0
 
-    def picture(self, title: str, draw: Callable[[Path], object]) -> Picture:
-        """Draw a figure under a name made of its title."""
+    def picture(self, title: str, draw: Callable[[Path], object], many_colours: bool = False) -> Picture:
+        """Draw a figure under a name made of its title; one of many colours keeps them all."""
         self._count += 1
         name = f"{self._count:02d}-{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')[:60]}"
         with plt.rc_context({"text.parse_math": False}):  # a $ in the name of a type begins no formula
             for suffix in self._suffixes:
                 draw(self._folder / f"{name}{suffix}")
-        return Picture(title, _fewer_colours(self._folder / f"{name}.png"))
+        path = self._folder / f"{name}.png"
+        return Picture(title, path.read_bytes() if many_colours else _fewer_colours(path))
 
 
 def _fewer_colours(path: Path) -> bytes:

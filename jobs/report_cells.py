@@ -54,7 +54,8 @@ def map_section(inputs: Inputs, album: Album, most: int = MOST_POINTS) -> tuple[
         line = f"Left out: --latents LATENTS gives it; --atlas with a graph does for up to {most:,} cells."
         return Section("map", "Map", left_out=line), {}
     pictures = [
-        album.picture(f"map by {name}", partial(draw_map, places, values, name))
+        # A palette of 256 would hold the blends of shaded cells, and no longer the colours of the legend.
+        album.picture(f"map by {name}", partial(draw_map, places, values, name), many_colours=len(places) > MOST_POINTS)
         for name, values in _colours(inputs, obs.iloc[rows])
     ]
     return Section("map", "Map", [line], pictures=pictures), {"cells": total, "drawn": len(rows)}

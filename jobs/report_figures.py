@@ -23,7 +23,7 @@ _COLOURS = 20
 _PANELS = 12
 _GREY = "0.8"
 _REST = np.float32(_GREY)
-_PIXELS = 300, 700
+_PIXELS = 300, 450
 
 
 def draw_counts(counts: Mapping[str, int], title: str, path: Path) -> None:

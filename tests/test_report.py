@@ -1,5 +1,6 @@
 """`report`: one page about a run, complete in itself."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from cells import counts_of_types
+from PIL import Image
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import DataError, UsageError
@@ -243,6 +245,16 @@ def test_a_pixel_has_the_mean_colour_of_its_cells():
             if inside:
                 np.testing.assert_allclose(image[row, column, :3], np.mean(inside, axis=0), atol=1e-5)
             assert bool(inside) == (image[row, column, 3] > 0)
+
+
+def test_a_picture_of_many_colours_keeps_them(tmp_path):
+    shades = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+    album = Album(tmp_path, svg=False)
+    for many, least in ((True, 3000), (False, 0)):
+        picture = album.picture("shades", lambda path: Image.fromarray(shades).save(path), many_colours=many)
+        with Image.open(io.BytesIO(picture.png)) as image:
+            colours = len(image.convert("RGB").getcolors(3600))
+        assert least <= colours <= (3600 if many else 256)
 
 
 def test_many_cells_are_drawn_as_an_image(tmp_path, monkeypatch):
