@@ -14,7 +14,18 @@ import typer
 from unicoord_atlas.errors import AlreadyDone, UnicoordError, UsageError
 
 from .browse_command import add_browse
-from .command_line import CacheFolder, CacheSize, DaskOption, Json, Out, PartOption, cache_of, finish, listed
+from .command_line import (
+    CacheFolder,
+    CacheSize,
+    DaskOption,
+    Json,
+    Out,
+    PartOption,
+    cache_of,
+    finish,
+    listed,
+    one_line,
+)
 from .convert_command import add_convert
 from .evaluate_command import EvaluateGroup, add_mapped
 from .figure_command import add_figure
@@ -387,7 +398,7 @@ def run_command(command: Callable[[], Any]) -> int:
     try:
         command()
     except UnicoordError as error:
-        print(f"unicoord-atlas: {error}", file=sys.stderr)
+        print(f"unicoord-atlas: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except AlreadyDone as done:
         print(f"unicoord-atlas: {done}", file=sys.stderr)

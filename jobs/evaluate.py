@@ -126,7 +126,10 @@ def _truth(obs: pd.DataFrame, column: str, label: str, options: EvaluateOptions)
         raise UsageError(f"--truth {column}: obs has no such column; it has: {', '.join(map(str, obs.columns))}")
     values = obs[column].astype("string").replace("", pd.NA)
     if options.label_map:
-        table = pd.read_csv(options.label_map, dtype=str)
+        try:
+            table = pd.read_csv(options.label_map, dtype=str)
+        except (OSError, ValueError) as error:  # pandas' parsing errors are ValueErrors
+            raise DataError(f"{options.label_map}: cannot be read as a label map ({error})") from error
         if not {"column", "label", label} <= set(table.columns):
             raise DataError(f"{options.label_map}: it needs the columns column, label and {label}")
         rows = table[table["column"] == column]

@@ -76,7 +76,7 @@ def finished_directory(
         try:
             yield partial
         except BaseException:
-            if not resume:
+            if not resume or os.listdir(partial) == [_RECORD]:  # refused before anything was made
                 shutil.rmtree(partial)
             raise
         (partial / _RECORD).unlink(missing_ok=True)  # a writer that empties its directory took it along
@@ -136,8 +136,8 @@ def describe_input(path: Path) -> dict[str, Any]:
         if manifest.exists():
             return _describe_manifest(path.name, read_json(manifest) or {})
         stat = path.stat()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file or directory") from None
+    except OSError as error:
+        raise DataError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
     return {"name": path.name, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
 
 
@@ -239,11 +239,12 @@ def json_text(value: Mapping[str, Any]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; None if there is none, or half of one."""
+    """The object that a JSON file holds; None if there is none, or half of one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from unicoord_atlas.errors import DataError, UsageError
 
 from . import zarr_layout as names
 from .array_reader import ArrayReader, is_sharded_blosc
-from .manifest import read_manifest
+from .manifest import read_manifest, shard_checksums
 from .store_files import open_files
 from .zarr_store import ZarrStore
 from .zarr_writer import blosc_codec
@@ -101,8 +101,10 @@ def _entry_reader(store: CellStore, name: str, array: Any) -> EntryReader:
     if not is_sharded_blosc(array):
         return ArrayReader(array)
     chunk, shard = array.chunks[0], array.shards[0]
-    return _files(store).reader(
-        name, array.dtype, chunk, shard // chunk, lambda number: f"{store.uri}/{name}/c/{number}"
+    files = _files(store)
+    crc32c_of = shard_checksums(read_manifest(files), name)
+    return files.reader(
+        name, array.dtype, chunk, shard // chunk, lambda number: f"{store.uri}/{name}/c/{number}", crc32c_of
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import zarr
@@ -13,7 +14,7 @@ from unicoord_atlas.errors import DataError
 from .zarr_layout import DATA, FORMAT_VERSION, INDICES, MANIFEST, name_shard, read_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from .store_files import StoreFiles
 
@@ -31,16 +32,46 @@ def read_manifest(files: StoreFiles) -> Mapping[str, Any]:
         raise DataError(
             f"{path} has no {MANIFEST}: it is no finished store; make one with `unicoord-atlas ingest`"
         ) from None
+    except OSError as error:
+        raise DataError(f"{path}/{MANIFEST} cannot be read ({error}); restore it or ingest again") from error
     try:
         manifest: Mapping[str, Any] = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}/{MANIFEST} cannot be read ({error}); restore it or ingest again") from error
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path}/{MANIFEST} is no JSON object; restore it or ingest again")
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise DataError(
             f"{path}: format version {version}, this program reads {FORMAT_VERSION}; update it or ingest again"
         )
+    if fault := _fault_of_files(manifest.get("files")):
+        raise DataError(f"{path}/{MANIFEST}: {fault}; restore it or ingest again")
     return manifest
+
+
+def _fault_of_files(files: object) -> str | None:
+    """What is wrong with the list of files: it comes with a store, from anywhere, and must not lead out of it."""
+    if not isinstance(files, dict):
+        return "it has no list of files"
+    for name, entry in files.items():
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\0" in name:
+            return f"{name!r} is no file in this directory"
+        known = isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("crc32c"), str)
+        if not known:
+            return f"size and checksum of {name!r} are missing"
+    return None
+
+
+def shard_checksums(manifest: Mapping[str, Any], array: str) -> Callable[[int], str | None]:
+    """What the crc32c of each shard's file should be, by its number; None where the manifest does not say."""
+
+    def crc32c_of(shard: int) -> str | None:
+        entry = manifest["files"].get(f"{array}/c/{shard}")
+        return None if entry is None else str(entry["crc32c"])
+
+    return crc32c_of
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:

@@ -114,9 +114,10 @@ class ObjectFiles:
         inner_chunk: int,
         chunks_per_shard: int,
         where: Callable[[int], str],
+        crc32c_of: Callable[[int], str | None],
     ) -> ObjectShardReader:
         """Asks for ranges of shards."""
-        return ObjectShardReader(self, array, dtype, inner_chunk, chunks_per_shard, where)
+        return ObjectShardReader(self, array, dtype, inner_chunk, chunks_per_shard, where, crc32c_of)
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:

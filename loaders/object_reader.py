@@ -54,8 +54,9 @@ class ObjectShardReader(ShardReader):
         inner_chunk: int,
         chunks_per_shard: int,
         where: Callable[[int], str],
+        crc32c_of: Callable[[int], str | None],
     ) -> None:
-        super().__init__(Path(array), dtype, inner_chunk, chunks_per_shard, where)
+        super().__init__(Path(array), dtype, inner_chunk, chunks_per_shard, where, crc32c_of)
         self._files, self._name = files, array
         self._indices: dict[int, NDArray[np.uint64]] = {}
 

@@ -222,6 +222,7 @@ def open_matrix(element: Any, scratch: Path | None) -> RowMatrix:
     if hasattr(element, "shape"):
         if len(element.shape) != 2:
             raise DataError(f"has {len(element.shape)} dimensions, not 2")
+        _require_numbers(element.dtype)
         return DenseMatrix(element)
     attributes = element.attrs
     encoding = str(attributes.get("encoding-type", attributes.get("h5sparse_format", "")))
@@ -229,9 +230,23 @@ def open_matrix(element: Any, scratch: Path | None) -> RowMatrix:
     if encoding not in ("csr", "csc", "csr_matrix", "csc_matrix") or shape is None:
         raise DataError(f"is encoded as {encoding or 'something unknown'!r}, not as csr_matrix, csc_matrix or array")
     num_rows, num_columns = int(shape[0]), int(shape[1])
-    indptr = np.asarray(element["indptr"][:]).astype(np.int64)
+    indptr = np.asarray(element["indptr"][:])
+    _require_whole(indptr.dtype, "indptr")
+    _require_whole(element["indices"].dtype, "indices")
+    _require_numbers(element["data"].dtype)
+    indptr = indptr.astype(np.int64)
     parts = indptr, open_stretch(element["indices"]), open_stretch(element["data"])
     by_row = encoding.startswith("csr")
     if len(indptr) != (num_rows if by_row else num_columns) + 1:
         raise DataError(f"indptr has {len(indptr)} entries, which does not fit the shape {(num_rows, num_columns)}")
     return CsrMatrix(*parts, num_columns) if by_row else CscMatrix(*parts, num_rows, scratch)
+
+
+def _require_numbers(dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "buif":
+        raise DataError(f"holds values of type {dtype}, which are no counts")
+
+
+def _require_whole(dtype: np.dtype[Any], what: str) -> None:
+    if dtype.kind not in "ui":
+        raise DataError(f"{what} holds values of type {dtype}, not whole numbers; the file is damaged")

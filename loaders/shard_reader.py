@@ -2,7 +2,9 @@
 
 Shard files are mapped into memory and only the blosc blocks that hold the range are decoded.  That needs
 `blosc_getitem`, which numcodecs' shared library exports although numcodecs has no function for it; where it is not
-exported, whole inner chunks are decoded and the range copied.  A finished store is never changed; who truncates a file
+exported, whole inner chunks are decoded and the range copied.  Blosc knows no checksum of what it holds: a byte that
+changed on disk would be other counts.  So a shard's file is read once and compared with the manifest before its first
+entry is decoded.  A finished store is never changed; who truncates a file
 under a running reader ends that process.
 """
 
@@ -21,6 +23,7 @@ from numcodecs import blosc
 from unicoord_atlas.errors import DataError
 
 from .array_reader import Part
+from .checksums import file_checksum
 from .shard_file import MISSING, read_index
 from .zarr_layout import BLOSC_BLOCKSIZE
 
@@ -56,13 +59,15 @@ class ShardReader:
         inner_chunk: int,
         chunks_per_shard: int,
         where: Callable[[int], str],
+        crc32c_of: Callable[[int], str | None] = lambda shard: None,
     ) -> None:
-        """`where` names a shard and its rows, for messages."""
+        """`where` names a shard and its rows, for messages; `crc32c_of` is what its file should have, if known."""
         self._array = array
         self._dtype = dtype
         self._inner_chunk = inner_chunk
         self._chunks_per_shard = chunks_per_shard
-        self._where = where
+        self._where, self._crc32c_of = where, crc32c_of
+        self._mapping = threading.Lock()
         self._block = BLOSC_BLOCKSIZE
         self._thread = threading.local()
         self._shards: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint64]]] = {}
@@ -128,7 +133,9 @@ class ShardReader:
         """Encoded bytes of an inner chunk."""
         shard = chunk // self._chunks_per_shard
         if shard not in self._shards:
-            self._shards[shard] = self._map_file(self._array / "c" / str(shard), shard)
+            with self._mapping:  # the checksum is taken once, not by every thread
+                if shard not in self._shards:
+                    self._shards[shard] = self._map_file(self._array / "c" / str(shard), shard)
         file, index = self._shards[shard]
         offset, length = self._extent(chunk, index)
         return self._checked(chunk, file[offset : offset + length])
@@ -164,6 +171,9 @@ class ShardReader:
 
     def _map_file(self, path: Path, shard: int) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
         index = read_index(path, self._chunks_per_shard, self._where(shard))
+        expected = self._crc32c_of(shard)
+        if expected not in (None, file_checksum(path)):
+            raise DataError(f"{self._where(shard)}: the file has a wrong checksum; restore it or ingest again")
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         return np.frombuffer(mapped, np.uint8), index

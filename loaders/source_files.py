@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import zarr
+from anndata._io.specs.registry import IORegistryError  # an encoding that anndata does not know; nowhere public
 from anndata.io import read_elem
 
 from unicoord_atlas.errors import DataError
@@ -65,7 +66,10 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(f"{path}: {what}: {error}") from error
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, IndexError, zlib.error) as error:
+    except (
+        *(OSError, KeyError, TypeError, ValueError, RuntimeError, IndexError),
+        *(MemoryError, AttributeError, zlib.error, IORegistryError),
+    ) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise DataError(
                 f"{path}: {what}: the disk is full of temporary files; set TMPDIR to a larger one"
@@ -201,7 +205,7 @@ def open_file(path: Path, scratch: Path | None = None) -> SourceFile:
         If it does not exist, is damaged, or is neither AnnData nor a 10x matrix.
     """
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
+        raise DataError(f"{path}: no such file or folder, or a link that leads nowhere")
     if path.is_dir():
         if not is_zarr(path):
             raise DataError(f"{path}: is a folder without Zarr metadata ({' or '.join(ZARR_MARKS)}), so no AnnData")
@@ -209,11 +213,32 @@ def open_file(path: Path, scratch: Path | None = None) -> SourceFile:
             return _anndata(path, zarr.open_group(path, mode="r"), scratch)
     with reading(path, "HDF5"):
         root = h5py.File(path, "r")
+        refuse_outside(root)
     if "matrix" in root and "barcodes" in root["matrix"]:
         return TenxFile(path, root)
     if len(root) and all(isinstance(group, h5py.Group) and set(group) >= _GENOME_PARTS for group in root.values()):
         return TenxFile(path, root)
     return _anndata(path, root, scratch)
+
+
+def refuse_outside(root: h5py.File) -> None:
+    """DataError if a part of a file lies in another file: a shared .h5ad could read any of this machine."""
+    left, seen = [root], set()
+    while left:
+        group = left.pop()
+        seen.add(group)
+        for name in group:
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.SoftLink):
+                continue  # to a name of this file, which is looked at itself
+            where = f"{group.name.rstrip('/')}/{name}"
+            if isinstance(link, h5py.ExternalLink):
+                raise DataError(f"{where} is a link to another file, {link.filename!r}; copy what it holds into this")
+            part = group[name]
+            if isinstance(part, h5py.Dataset) and (part.is_virtual or part.external):
+                raise DataError(f"{where} keeps its values in another file; copy what it holds into this")
+            if isinstance(part, h5py.Group) and part not in seen:
+                left.append(part)
 
 
 def _anndata(path: Path, root: Any, scratch: Path | None) -> AnnDataFile:

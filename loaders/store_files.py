@@ -61,8 +61,9 @@ class StoreFiles(Protocol):
         inner_chunk: int,
         chunks_per_shard: int,
         where: Callable[[int], str],
+        crc32c_of: Callable[[int], str | None],
     ) -> ShardReader:
-        """Reader of an array that lies in our shards; `where` names a shard, for messages."""
+        """Reader of an array that lies in our shards; `where` names a shard, `crc32c_of` is its file's checksum."""
         ...
 
 
@@ -116,9 +117,10 @@ class LocalFiles:
         inner_chunk: int,
         chunks_per_shard: int,
         where: Callable[[int], str],
+        crc32c_of: Callable[[int], str | None],
     ) -> ShardReader:
         """Maps shards into memory."""
-        return ShardReader(self.path / array, dtype, inner_chunk, chunks_per_shard, where)
+        return ShardReader(self.path / array, dtype, inner_chunk, chunks_per_shard, where, crc32c_of)
 
 
 def open_files(path: str | Path, cache: ByteCache | None = None) -> StoreFiles:

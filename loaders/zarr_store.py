@@ -18,7 +18,7 @@ from unicoord_atlas.schema import AtlasSchema
 
 from . import zarr_layout as names
 from .array_reader import ArrayReader, Part, is_sharded_blosc
-from .manifest import fingerprint, read_manifest, require_files
+from .manifest import fingerprint, read_manifest, require_files, shard_checksums
 from .plan import expand_ranges
 from .store import CsrBuffer, CsrRows
 from .store_files import READ_THREADS, open_files
@@ -175,7 +175,8 @@ class ZarrStore:
         def where(shard: int) -> str:
             return names.name_shard(self.uri, self.layout, f"{array}/c/{shard}")
 
-        return self.files.reader(array, dtype, self.layout.inner_chunk, self.layout.chunks_per_shard, where)
+        crc32c_of = shard_checksums(self.manifest, array)
+        return self.files.reader(array, dtype, self.layout.inner_chunk, self.layout.chunks_per_shard, where, crc32c_of)
 
 
 def _in_threads(

@@ -7,6 +7,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 from scipy import stats
+from sklearn.ensemble import RandomForestClassifier
 from stores import random_counts, write_store
 
 from unicoord_atlas.batch import CsrBlock
@@ -17,7 +18,13 @@ from unicoord_atlas.gene_sets.entropy import NullEntropies, entropies, null_entr
 from unicoord_atlas.gene_sets.gmt import GeneSet, gmt_text, present_sets, read_gmt
 from unicoord_atlas.gene_sets.mean_z import StandardValues
 from unicoord_atlas.gene_sets.score import SetSums
-from unicoord_atlas.gene_sets.selection import correlated_groups, first_by, highest_of_groups, stratified_rows
+from unicoord_atlas.gene_sets.selection import (
+    correlated_groups,
+    first_by,
+    forest_importance,
+    highest_of_groups,
+    stratified_rows,
+)
 from unicoord_atlas.loaders import score_pass
 from unicoord_atlas.loaders.in_order import in_order
 from unicoord_atlas.loaders.row_file import RowFile
@@ -188,6 +195,24 @@ def test_entropies_equal_scipys_of_a_histogram():
     np.testing.assert_allclose(entropies(scores), expected, rtol=1e-12)
     assert entropies(np.zeros((5, 1), np.float32))[0] == 0
     np.testing.assert_allclose(entropies(np.array([[-2.0], [0.001]], np.float32), (-1, 1), 2), [np.log(2)])
+
+
+def test_entropies_of_many_sets_are_those_of_each():
+    scores = np.random.default_rng(0).random((50, 300), np.float32)
+    np.testing.assert_array_equal(entropies(scores)[::70], [entropies(scores[:, [s]])[0] for s in range(0, 300, 70)])
+
+
+def test_forest_in_parts_ranks_sets_as_one_forest_does():
+    rng = np.random.default_rng(0)
+    types = rng.integers(0, 3, 300)
+    scores = rng.normal(size=(300, 6)).astype(np.float32)
+    scores[:, 1] += types
+    scores[:, 4] += 2 * types
+    found = forest_importance(scores, types, 60, 0, 1)
+    whole = RandomForestClassifier(60, random_state=0).fit(scores, types).feature_importances_
+    assert found.sum() == pytest.approx(1)
+    np.testing.assert_allclose(found, whole, atol=0.03)
+    np.testing.assert_array_equal(found, forest_importance(scores, types, 60, 0, 2))
 
 
 def test_p_values_come_from_random_sets_of_the_size():

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
-Size = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(ge=1, lt=2**63)]
 
 
 class _Section(BaseModel):
@@ -214,7 +214,7 @@ class RunConfig(_Section):
                 raise ConfigError(
                     f"{path}: no such file; `unicoord-atlas config --default` prints one to start from"
                 ) from error
-            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+            except (OSError, ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
                 raise ConfigError(f"{path}: not a readable TOML file ({error})") from error
         for override in overrides:
             _set(given, override)
@@ -257,7 +257,7 @@ def _set(given: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: write it as section.key=value, like train.batch_size=512")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     *tables, last = key.strip().split(".")
     for table in tables:

@@ -19,7 +19,7 @@ import numcodecs.zstd
 from .errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -139,7 +139,7 @@ def _fathers_and_children(text: str, path: Path) -> LabelTree:
             f"its first line is {text.splitlines()[0][:80] if text else ''!r}"
         )
     parents: dict[str, list[str]] = {}
-    for row in reader:
+    for row in _rows(reader, path):
         father, child = ((row[columns[name]] or "").strip() for name in ("father", "child"))
         if not child:
             raise DataError(f"{path}, line {reader.line_num}: no child")
@@ -147,6 +147,13 @@ def _fathers_and_children(text: str, path: Path) -> LabelTree:
         if father and father not in known:
             known.append(father)
     return _tree(path, {node: tuple(fathers) for node, fathers in parents.items()}, {node: [node] for node in parents})
+
+
+def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num + 1}: {error}") from error
 
 
 def _ontology(text: str, path: Path) -> LabelTree:
@@ -158,7 +165,7 @@ def _ontology(text: str, path: Path) -> LabelTree:
             for term, facts in kept.items()
         }
         names = {term: [term, str(facts["label"]), *facts.get("synonyms", ())] for term, facts in kept.items()}
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: a term has no label or ancestors ({error}); is it the Cell Ontology?") from error
     return _tree(path, parents, names, {term: facts["label"] for term, facts in kept.items()})
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from contextlib import contextmanager
 from dataclasses import fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from unicoord_atlas.model.joint_vae import NetworkSpec
+
+_LEAST_BYTES = 2
+"""Of a weight: half precision."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -71,8 +76,30 @@ def read_checked(path: Path, kind: type[Model], newest: int) -> Model:
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; the file is damaged") from error
-    except (TypeError, json.JSONDecodeError) as error:
+    except DataError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: no JSON object ({error}); the file is damaged") from error
+
+
+def require_room(folder: Path, network: NetworkSpec) -> None:
+    """DataError if the weights of the network that config.json tells of could not lie in model.safetensors.
+
+    Memory is taken by what config.json says, before the weights are read.
+    """
+    hidden, latent = network.model.hidden, network.latent
+    widths = latent.num_continuous + sum(each.num_categories for each in latent.discrete)
+    num_weights = network.num_genes * hidden[0] + sum(a * b for a, b in pairwise(hidden)) + hidden[-1] * widths
+    weights = folder / "model.safetensors"
+    try:
+        size = weights.stat().st_size
+    except OSError as error:
+        raise DataError(f"{weights}: cannot be read ({error})") from error
+    if num_weights * _LEAST_BYTES > size:
+        raise DataError(
+            f"{folder / 'config.json'}: tells of a network of {num_weights:,} weights and more, which do not lie in "
+            f"the {size:,} bytes of {weights.name}; the files are damaged, or not of one reference"
+        )
 
 
 def read_text(path: Path) -> str:
