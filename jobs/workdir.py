@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,8 +20,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
+from unicoord_atlas.checksums import checksum, file_checksum
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
-from unicoord_atlas.loaders.checksums import checksum, file_checksum
 from unicoord_atlas.loaders.manifest import read_manifest, without_additions
 from unicoord_atlas.loaders.object_address import object_address
 from unicoord_atlas.loaders.soma_address import SomaAddress, is_soma
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _RECORD = "unfinished.json"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGES = ("unicoord-atlas", "anndata", "zarr", "numpy", "torch")
 
 
@@ -227,10 +231,20 @@ def full_disk_named(partial: Path) -> Iterator[None]:
     """Turn the system's error of a full disk into a DataError."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = _system_error(error)
+        if number not in _NO_ROOM:
             raise
-        raise DataError(f"{partial}: the disk is full; free some space and give the same command again") from error
+        why = "the disk is full" if number != errno.EFBIG else "a file may not be so large here (ulimit -f)"
+        raise DataError(f"{partial}: {why}; free some space and give the same command again") from error
+
+
+def _system_error(error: Exception) -> int | None:
+    """The system's number of an error; HDF5 and safetensors only tell it in words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    told = re.search(r"(?:os error|errno =) (\d+)", str(error))
+    return int(told[1]) if told else None
 
 
 def json_text(value: Mapping[str, Any]) -> str:

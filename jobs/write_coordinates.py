@@ -14,7 +14,7 @@ import zarr
 from unicoord_atlas.loaders.graph_store import write_table
 from unicoord_atlas.loaders.row_file import RowFile
 
-from .workdir import finished_directory, finished_file
+from .workdir import finished_directory, finished_file, full_disk_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +44,8 @@ def table_files(out: Path) -> Iterator[TableFiles]:
     shutil.rmtree(folder, ignore_errors=True)  # of a killed job
     folder.mkdir(parents=True)
     try:
-        yield TableFiles(folder)
+        with full_disk_named(folder):
+            yield TableFiles(folder)
     finally:
         shutil.rmtree(folder)
 

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from unicoord_atlas.checksums import checksum, file_checksum
 from unicoord_atlas.errors import DataError
-
-from .checksums import checksum, file_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,9 +12,9 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from unicoord_atlas.checksums import checksum, file_checksum
 from unicoord_atlas.errors import DataError
 
-from .checksums import checksum, file_checksum
 from .manifest import read_manifest
 from .object_files import ObjectFiles
 from .object_open import READING, open_objects, read_first

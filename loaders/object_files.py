@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from unicoord_atlas.checksums import checksum
 from unicoord_atlas.errors import DataError
 
-from .checksums import checksum
 from .manifest import fingerprint
 from .object_open import READING, Objects, open_objects, read_first
 from .object_reader import ObjectShardReader

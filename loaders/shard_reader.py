@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numcodecs import blosc
 
+from unicoord_atlas.checksums import file_checksum
 from unicoord_atlas.errors import DataError
 
 from .array_reader import Part
-from .checksums import file_checksum
 from .shard_file import MISSING, read_index
 from .zarr_layout import BLOSC_BLOCKSIZE
 

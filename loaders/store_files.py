@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import zarr
 
+from unicoord_atlas.checksums import file_checksum
 from unicoord_atlas.errors import UsageError
 
-from .checksums import file_checksum
 from .object_address import object_address
 from .shard_reader import ShardReader
 

@@ -13,10 +13,10 @@ from killed_reader import epoch, read_in_process
 from servers import KEYS, WEED, free_port, moto, proxy, seaweedfs, upload
 from stores import random_counts, write_store
 
+from unicoord_atlas.checksums import checksum
 from unicoord_atlas.errors import DataError, UnreachableError
 from unicoord_atlas.loaders import object_files
 from unicoord_atlas.loaders.byte_cache import ByteCache, Filling
-from unicoord_atlas.loaders.checksums import checksum
 from unicoord_atlas.loaders.object_open import Patience
 from unicoord_atlas.loaders.store import open_store
 

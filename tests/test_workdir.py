@@ -1,11 +1,16 @@
 import json
 import os
+import resource
 
+import h5py
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from unicoord_atlas.errors import AlreadyDone, DataError
 from unicoord_atlas.jobs import check
 from unicoord_atlas.jobs.workdir import finished_directory, finished_file
+from unicoord_atlas.loaders.row_file import RowFile
 
 
 class Killed(BaseException):
@@ -104,6 +109,35 @@ def test_full_disk_is_told_in_one_line(tmp_path):
         with finished_directory(tmp_path / "out", [], {}):
             with open("/dev/full", "w") as full:
                 full.write("x" * 10)
+
+
+def append_row(folder):
+    RowFile(folder / "rows", 100_000, 4, "float32").append(np.zeros((100_000, 4), np.float32))
+
+
+def save_weights(folder):
+    save_file({"weights": np.zeros(100_000)}, folder / "model.safetensors")
+
+
+def write_hdf5(folder):
+    with h5py.File(folder / "cells.h5ad", "w") as file:
+        file["x"] = np.zeros(100_000)
+
+
+@pytest.mark.parametrize("write", [append_row, save_weights, write_hdf5])
+def test_a_file_that_cannot_grow_is_told_in_one_line(tmp_path, write):
+    """As on a full disk; HDF5 and safetensors tell of it in words of their own.  In a child, for HDF5 stays broken."""
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+        try:
+            with finished_directory(tmp_path / "out", [], {}) as partial:
+                write(partial)
+        except DataError as error:
+            os._exit(7 if "may not be so large" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_input_is_named(tmp_path):

@@ -34,7 +34,7 @@ from .errors import DataError
 from .lineage import Tie
 from .model_card import model_card
 from .novelty import Novelty, cell_errors, strangeness
-from .reference_files import load_normalization, read_checked, read_text, require_room, room_for, save_normalization
+from .reference_files import load_normalization, read_checked, read_text, require_sound, room_for, save_normalization
 from .schema import AtlasSchema, LabelColumn
 from .seeds import SEEDS, Seeds
 
@@ -119,7 +119,7 @@ class ReferenceModel:
         folder = Path(folder)
         config = read_checked(folder / "config.json", ReferenceConfig, FORMAT_VERSION)
         schema = AtlasSchema.from_json(read_text(folder / "schema.json"), str(folder / "schema.json"))
-        require_room(folder, config.network)
+        require_sound(folder, config.network)
         model = JointVAE(config.network)
         load_weights(folder / "model.safetensors", model, torch.device("cpu"))
         novelty = Novelty.load(folder / NOVELTY) if (folder / NOVELTY).exists() else None

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .checksums import require_unchanged
 from .errors import DataError
 from .normalization import Normalization
 
@@ -82,11 +83,12 @@ def read_checked(path: Path, kind: type[Model], newest: int) -> Model:
         raise DataError(f"{path}: no JSON object ({error}); the file is damaged") from error
 
 
-def require_room(folder: Path, network: NetworkSpec) -> None:
-    """DataError if the weights of the network that config.json tells of could not lie in model.safetensors.
+def require_sound(folder: Path, network: NetworkSpec) -> None:
+    """DataError if a file has changed, or the network of config.json could not lie in model.safetensors.
 
     Memory is taken by what config.json says, before the weights are read.
     """
+    require_unchanged(folder, ("*.safetensors", "*.json"))
     hidden, latent = network.model.hidden, network.latent
     widths = latent.num_continuous + sum(each.num_categories for each in latent.discrete)
     num_weights = network.num_genes * hidden[0] + sum(a * b for a, b in pairwise(hidden)) + hidden[-1] * widths
