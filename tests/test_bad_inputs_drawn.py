@@ -26,6 +26,7 @@ from unicoord_atlas.jobs.cli import app, run_command
 from unicoord_atlas.jobs.command_line import one_line
 from unicoord_atlas.loaders.manifest import read_manifest
 from unicoord_atlas.loaders.store import open_store
+from unicoord_atlas.loaders.store_files import open_files
 
 QUICK = settings(max_examples=15)
 MANY = settings(max_examples=2000)
@@ -151,7 +152,7 @@ def test_any_manifest_is_read_or_refused(tmp_path_factory, found):
     path = tmp_path_factory.mktemp("any")
     (path / "manifest.json").write_text(json.dumps(found))
     try:
-        manifest = read_manifest(path)
+        manifest = read_manifest(open_files(path))
     except DataError as error:
         assert str(path) in str(error)
     else:

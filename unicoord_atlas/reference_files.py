@@ -84,11 +84,11 @@ def read_checked(path: Path, kind: type[Model], newest: int) -> Model:
 
 
 def require_sound(folder: Path, network: NetworkSpec) -> None:
-    """DataError if a file has changed, or the network of config.json could not lie in model.safetensors.
+    """DataError if weights have changed on disk, or the network of config.json could not lie in model.safetensors.
 
     Memory is taken by what config.json says, before the weights are read.
     """
-    require_unchanged(folder, ("*.safetensors", "*.json"))
+    require_unchanged(folder, ("*.safetensors",))  # JSON is checked field by field, and may have been edited
     hidden, latent = network.model.hidden, network.latent
     widths = latent.num_continuous + sum(each.num_categories for each in latent.discrete)
     num_weights = network.num_genes * hidden[0] + sum(a * b for a, b in pairwise(hidden)) + hidden[-1] * widths
