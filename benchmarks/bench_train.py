@@ -80,7 +80,8 @@ def report(result: dict[str, Any], path: Path | None) -> list[Bar]:
     for name, value, sense, bound in bars:
         print(f"bar {name} {value:.3f} {sense} {bound} {'ok' if met(value, sense, bound) else 'SHORT'}")
     if path:
-        result |= {"command": "python benchmarks/bench_train.py --work DIR", "machine": machine(), "bars": bars}
+        command = f"python benchmarks/bench_train.py --parts {' '.join(result['parts'])} --work DIR"
+        result |= {"command": command, "machine": machine(), "bars": bars}
         path.write_text(json.dumps(result, indent=1) + "\n")
         plot(result["parts"], path.with_suffix(".png"))
     return bars

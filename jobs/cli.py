@@ -31,10 +31,12 @@ from .evaluate_command import EvaluateGroup, add_mapped
 from .figure_command import add_figure
 from .gene_set_command import add_gene_set_commands
 from .generate_command import add_generate
+from .ingest_command import add_ingest
 from .reconstruction_command import add_reconstruction
 from .reference_command import add_reference_commands
 from .report_command import add_report
 from .restore_command import add_restore
+from .simulate_command import add_simulate
 
 _TYPER_USAGE = 2
 
@@ -57,88 +59,7 @@ def _page(as_json: bool) -> Any:
     return Console(quiet=as_json)
 
 
-@app.command()
-def ingest(
-    sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help=".h5ad, 10x .h5 or AnnData .zarr: files, folders, globs.")
-    ],
-    out: Annotated[Path | None, typer.Option(help="The atlas store to make.", metavar="STORE")] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="obs columns that are labels, comma-separated or one at a time.", metavar="cell_type,dataset"
-        ),
-    ] = None,
-    label_map: Annotated[
-        Path | None, typer.Option(help="CSV with source,column,label and the label columns to fill.", metavar="CSV")
-    ] = None,
-    genes: Annotated[
-        str,
-        typer.Option(
-            help="union, intersection, or a file with the genes in their order.", metavar="FILE|union|intersection"
-        ),
-    ] = "union",
-    gene_key: Annotated[
-        Literal["symbol", "ensembl"] | None, typer.Option(help="symbol or ensembl; guessed if not given.")
-    ] = None,
-    gene_table: Annotated[
-        Path | None, typer.Option(help="Ensembl ids and symbols, tab-separated.", metavar="TSV")
-    ] = None,
-    input: Annotated[
-        Literal["counts", "lognorm"], typer.Option(help="counts, or lognorm for log1p of normalized counts.")
-    ] = "counts",
-    layer: Annotated[
-        str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer; chosen if not given.")
-    ] = None,
-    unlabelled: Annotated[str, typer.Option(help="Further words that mean 'no label', comma-separated.")] = "",
-    allow_missing_labels: Annotated[
-        bool, typer.Option(help="Cells of a source without a label column are unlabelled.")
-    ] = False,
-    min_cells: Annotated[
-        int, typer.Option(help="A gene is left out of size factors if highly expressed in so many cells; 1 = scanpy.")
-    ] = 1,
-    shuffle: Annotated[
-        bool,
-        typer.Option(
-            help="Write the cells of all sources in random order.  First a store in order is written, then its cells "
-            "are read from all over it: a second pass, and twice the disk until it is done."
-        ),
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of --shuffle.")] = 0,
-    dask: Annotated[
-        str | None,
-        typer.Option(
-            help="Look through sources and write shards in processes: local:N, k8s in the pods of an Indexed Job, or "
-            "the address of a scheduler whose workers see the same files.  The bytes are the same; threads of one "
-            "process if not given.",
-            metavar="local:N|k8s|ADDRESS",
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Print all facts and write nothing.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Turn files of cells into one atlas store: raw counts, frozen normalization, labels."""
-    from .ingest import IngestOptions, run
-
-    options = IngestOptions(
-        sources=sources,
-        out=out,
-        labels=[name for words in label or [] for name in listed(words)],
-        label_map=label_map,
-        unlabelled=listed(unlabelled),
-        allow_missing_labels=allow_missing_labels,
-        genes=genes,
-        gene_key=gene_key,
-        gene_table=gene_table,
-        input=input,
-        layer=layer,
-        min_cells=min_cells,
-        shuffle=shuffle,
-        seed=seed,
-        dask=dask,
-        dry_run=dry_run,
-    )
-    finish(run(options), as_json)
+add_ingest(app)
 
 
 @app.command("build-graph")
@@ -348,43 +269,7 @@ def demo(
     finish(run(out), as_json)
 
 
-@app.command()
-def simulate(
-    cells: Annotated[int, typer.Option(help="How many cells.", metavar="N")],
-    out: Annotated[Path, typer.Option(help="Folder for the files, one .h5ad an organ.", metavar="DIR")],
-    genes: Annotated[
-        str | None,
-        typer.Option(
-            help="How many genes; or a file of genes, one a line; or a file with real cells (.h5ad, .h5, .zarr), whose "
-            "genes and mean counts are taken.",
-            metavar="FILE|G",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed and settings make the same bytes.")] = 0,
-    organs: Annotated[int, typer.Option(help="How many organs, up to 38.")] = 38,
-    genes_detected: Annotated[
-        int | None, typer.Option(help="Genes detected in the median cell; 1300, or a quarter of the genes.")
-    ] = None,
-    like: Annotated[
-        Path | None, typer.Option(help="A file with real cells: genes of --genes get their mean counts.")
-    ] = None,
-    compress: Annotated[
-        bool, typer.Option(help="Store X in gzip chunks: 7 instead of 16 KB a cell, a little slower to read.")
-    ] = True,
-    as_json: Json = False,
-) -> None:
-    """Invent an atlas with the statistics of a real one, to try things on at any size.
-
-    Writes an .h5ad for each organ, with raw counts in X and in obs cell_type (missing for some cells), cell_class,
-    organ, dataset, donor, seq_tech, gradient_1, gradient_2 (positions that gene programmes follow) and true_cell_type
-    (never missing).  With some 44,000 genes the median cell shows 1,300 of them and the mean cell 2,000.
-
-    Example: unicoord-atlas simulate --cells 100000 --genes 43878 --out cells, then unicoord-atlas ingest cells
-    --label cell_type --out atlas.zarr.  A killed run goes on with the organs that are not written yet.
-    """
-    from . import simulate as job
-
-    finish(job.run(job.SimulateOptions(cells, out, genes, seed, organs, genes_detected, like, compress)), as_json)
+add_simulate(app)
 
 
 def main() -> None:
@@ -394,7 +279,20 @@ def main() -> None:
 
 def run_command(command: Callable[[], Any]) -> int:
     """Exit code of a command; a user's error is one line on stderr, anything else keeps its traceback."""
-    signal.signal(signal.SIGTERM, _terminated)
+    received: list[int] = []
+
+    def terminated(number: int, _frame: Any) -> None:
+        received.append(128 + number)
+        print("unicoord-atlas: terminated", file=sys.stderr)
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, terminated)
+    code = _code_of(command)
+    # What is raised within a callback or a finalizer gets lost; the signal must not.
+    return code or (received[0] if received else 0)
+
+
+def _code_of(command: Callable[[], Any]) -> int:
     try:
         command()
     except UnicoordError as error:
@@ -406,11 +304,6 @@ def run_command(command: Callable[[], Any]) -> int:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         return UsageError.exit_code if code == _TYPER_USAGE else code
     return 0
-
-
-def _terminated(number: int, _frame: Any) -> None:
-    print("unicoord-atlas: terminated", file=sys.stderr)
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

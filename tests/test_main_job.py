@@ -1,10 +1,12 @@
 """The main job on a small made-up atlas, by the functions that the commands call."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from unicoord_atlas.jobs import (
     map_query,
     train,
 )
+from unicoord_atlas.jobs.cli import run_command
 from unicoord_atlas.jobs.demo import recover_counts
 from unicoord_atlas.jobs.parts import Part
 from unicoord_atlas.reference import ReferenceModel
@@ -245,6 +248,22 @@ def test_a_terminated_run_is_saved_and_says_so(folder, tmp_path):
         assert process.wait(timeout=60) == 143
         assert "the same command goes on" in process.stderr.read()
     assert (tmp_path / "run" / "checkpoints" / "latest.json").exists()
+
+
+def test_a_signal_that_is_lost_in_a_callback_still_ends_in_143(capsys):
+    """Python drops what is raised within finalizers and callbacks of C: the job went on and ended with 0."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def job() -> None:
+        with suppress(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        assert run_command(job) == 143
+        assert run_command(lambda: None) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "terminated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
