@@ -67,7 +67,7 @@ class ShardReader:
         self._inner_chunk = inner_chunk
         self._chunks_per_shard = chunks_per_shard
         self._where, self._crc32c_of = where, crc32c_of
-        self._mapping = threading.Lock()
+        self._mapping: dict[int, threading.Lock] = {}
         self._block = BLOSC_BLOCKSIZE
         self._thread = threading.local()
         self._shards: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint64]]] = {}
@@ -133,7 +133,7 @@ class ShardReader:
         """Encoded bytes of an inner chunk."""
         shard = chunk // self._chunks_per_shard
         if shard not in self._shards:
-            with self._mapping:  # the checksum is taken once, not by every thread
+            with self._mapping.setdefault(shard, threading.Lock()):  # the checksum is taken once, not by every thread
                 if shard not in self._shards:
                     self._shards[shard] = self._map_file(self._array / "c" / str(shard), shard)
         file, index = self._shards[shard]

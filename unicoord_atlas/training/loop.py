@@ -84,6 +84,7 @@ def _epoch(run: Training, state: _State) -> None:
     if progress.stream:
         run.training.load_state_dict(progress.stream)
     trained = _train_epoch(run, state)
+    require_finite_weights(run.model, progress.step)  # else they would pass for the best: nan is never worse
     progress.epoch, progress.stream, progress.means = progress.epoch + 1, {}, {}
     with state.parts.averaged.applied() if state.parts.averaged else nullcontext():
         validated = validate(run)
