@@ -178,6 +178,14 @@ def train(
     ] = True,
     cache: CacheFolder = None,
     cache_size: CacheSize = "50GB",
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            help="Address in an object store (s3://, gs://, az://) where a copy of RUN is kept, sent behind each "
+            "checkpoint: the same command goes on from it where RUN is gone or older, as on another machine.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train the joint-VAE on an atlas store.
@@ -199,7 +207,7 @@ def train(
     settings = RunConfig.load(config, [*options, *(set or [])])
     from .train import TrainOptions, run
 
-    finish(run(TrainOptions(store, out, settings, report, cache_of(cache, cache_size))), as_json)
+    finish(run(TrainOptions(store, out, settings, report, cache_of(cache, cache_size), mirror)), as_json)
 
 
 @app.command(

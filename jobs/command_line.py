@@ -39,7 +39,8 @@ CacheFolder = Annotated[
     typer.Option(
         "--cache",
         help="Folder on this machine that keeps what is read of an atlas in an object store, each file verified, so "
-        "that later epochs and runs read it from here; processes may share it.",
+        "that later epochs and runs read it from here.  A SOMA is copied there as a whole first, as an atlas, which is "
+        "read several times faster.  Processes may share it.",
         metavar="DIR",
     ),
 ]

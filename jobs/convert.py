@@ -64,7 +64,7 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     already = False
     with _bar("write", store) as bar:
         try:
-            with finished_directory(options.out, [options.store], {}, resume=from_soma, counts=counts) as partial:
+            with finished_directory(options.out, [options.store], {}, resume=True, counts=counts) as partial:
                 _write(partial, store, options.store, bar.update)
         except AlreadyDone:
             already = True
@@ -103,7 +103,12 @@ def _write(partial: Path, store: CellStore, path: Path, progress: Callable[[int]
     if is_soma(path):
         copy_to_zarr(partial, store, progress)
         return
-    from unicoord_atlas.loaders.soma_written import write_experiment
+    write_soma(partial, store, path, progress)
+
+
+def write_soma(partial: Path, store: CellStore, path: Path, progress: Callable[[int], object]) -> None:
+    """The atlas at `path`, opened as `store`, with all its tables, as an experiment."""
+    from unicoord_atlas.loaders.soma_written import write_experiment  # late: tiledbsoma takes seconds
 
     group: Any = open_zarr(path)
     tables = {name: anndata.io.read_elem(group[name]) for name in _TABLES}

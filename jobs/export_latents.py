@@ -11,10 +11,10 @@ import pandas as pd
 from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.coordinates import MemoryTable, annotated, coordinates, coordinates_of
 from unicoord_atlas.errors import DataError, UsageError
-from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.reference import ReferenceModel
 
+from .cached_store import open_cached
 from .dask_parts import run_in_parts
 from .export_reference import model_of_run
 from .part_files import copy_tables, table_maker, with_columns, write_columns
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from unicoord_atlas.batch import MiniBatch
     from unicoord_atlas.loaders.byte_cache import ByteCache
+    from unicoord_atlas.loaders.store import CellStore
 
 BATCH = 1024
 TITLE = "export-latents"
@@ -61,7 +62,7 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
     """
     if options.out.suffix != ".zarr":
         raise UsageError(f"--out {options.out}: it is a Zarr store; give it a name that ends in .zarr")
-    store = open_store(options.store, options.cache)
+    store = open_cached(options.store, options.cache)
     folder = model_of_run(options.run)
     reference = ReferenceModel.load(folder)
     if store.schema.genes != reference.schema.genes:

@@ -25,7 +25,7 @@ from .dask_client import dask_client, in_order_on
 from .dask_job import is_worker, work_until_done
 from .ingest_options import IngestOptions
 from .ingest_report import report, show_report
-from .ingest_write import remove_ordered, write_atlas
+from .ingest_write import remove_siblings, write_atlas
 from .workdir import check_output
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def run(options: IngestOptions, console: Console | None = None) -> dict[str, Any
         console.print(str(done), highlight=False, soft_wrap=True)
         result = {"out": str(options.out), "already_done": True}
     if options.out is not None and not options.dry_run:
-        remove_ordered(options.out)
+        remove_siblings(options.out)
     return result
 
 

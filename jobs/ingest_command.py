@@ -61,6 +61,13 @@ def ingest(
             "are read from all over it: a second pass, and twice the disk until it is done."
         ),
     ] = False,
+    format: Annotated[
+        Literal["zarr", "soma"],
+        typer.Option(
+            help="zarr, or soma for a TileDB-SOMA Experiment (needs the extra soma), written by way of an atlas that "
+            "is removed: twice the disk until it is done."
+        ),
+    ] = "zarr",
     seed: Annotated[int, typer.Option(help="Seed of --shuffle.")] = 0,
     dask: Annotated[
         str | None,
@@ -93,6 +100,7 @@ def ingest(
         shuffle=shuffle,
         seed=seed,
         dask=dask,
+        format=format,
         dry_run=dry_run,
     )
     finish(run(options), as_json)

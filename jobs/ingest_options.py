@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from unicoord_atlas.errors import ConfigError, UsageError
 
@@ -46,6 +46,8 @@ class IngestOptions:
     """Of the random order."""
     dask: str | None = None
     """local:N or a scheduler's address; None = threads of this process."""
+    format: Literal["zarr", "soma"] = "zarr"
+    """Of the store: an AnnData Zarr, or a TileDB-SOMA Experiment."""
     dry_run: bool = False
     rows_per_block: int = 8192
     threads: int = 0
@@ -57,12 +59,18 @@ class IngestOptions:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.out is None and not self.dry_run:
             raise UsageError("--out is missing; name the store to write, or give --dry-run")
+        if self.out is not None and self.format == "soma" and self.out.suffix == ".zarr":
+            raise UsageError(f"--out {self.out}: it becomes a SOMA; give it another ending than .zarr")
         if self.dry_run and self.dask == "k8s":
             raise UsageError("--dry-run is for one process; leave out --dask k8s")
 
     def settings(self) -> dict[str, Any]:
         """What changes the result, for the manifest."""
-        left_out = ("sources", "out", "dry_run", "threads", "dask", *(() if self.shuffle else ("seed",)))
+        left_out = ["sources", "out", "dry_run", "threads", "dask"]
+        left_out += ["seed"] if not self.shuffle else []
+        left_out += (
+            ["format"] if self.format == "zarr" else []
+        )  # what was made before there was a choice stays the same
         values = {name: value for name, value in vars(self).items() if name not in left_out}
         paths = {name: Path(value).name for name, value in values.items() if isinstance(value, Path)}
         return {**values, **paths, "genes": Path(self.genes).name}

@@ -1,10 +1,13 @@
-"""The part of `ingest` that writes: counts, then obs, var and uns; in random order by way of a store in order."""
+"""The part of `ingest` that writes: counts, then obs, var and uns.
+
+Random order goes by way of a store in order, and a SOMA by way of an atlas: hidden siblings of the output.
+"""
 
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +22,7 @@ from unicoord_atlas.loaders.zarr_layout import SIZE_FACTOR, MatrixLayout, count_
 from unicoord_atlas.loaders.zarr_store import ZarrStore
 from unicoord_atlas.loaders.zarr_writer import finish_store
 
+from .convert import write_soma
 from .workdir import check_output, finished_directory
 
 if TYPE_CHECKING:
@@ -40,18 +44,21 @@ def write_atlas(out: Path, inputs: Sequence[Path], atlas: Atlas, options: Ingest
         "genes": len(atlas.space.genes),
         "entries": int(facts.entries_n.sum()),
     }
-    with finished_directory(out, inputs, options.settings(), resume=True, counts=counts) as partial:
-        if not options.shuffle:
+    settings = options.settings()
+    with finished_directory(out, inputs, settings, resume=True, counts=counts) as partial:
+        if options.format == "soma":
+            zarr, whole = replace(options, format="zarr"), _whole(out)
+            if _is_missing(whole, inputs, zarr.settings()):
+                write_atlas(whole, inputs, atlas, zarr, run_each)
+            write_as_soma(partial, whole)
+        elif options.shuffle:
+            ordered = _ordered(out)
+            if _is_missing(ordered, inputs, settings):
+                with finished_directory(ordered, inputs, settings, resume=True, counts=counts) as unfinished:
+                    write_in_order(unfinished, atlas, options, run_each)
+            write_shuffled(partial, ZarrStore(str(ordered.absolute())), atlas, options, run_each)
+        else:
             write_in_order(partial, atlas, options, run_each)
-            return
-        ordered = _ordered(out)
-        _remove_of_another_job(ordered, inputs, options)
-        with (
-            suppress(AlreadyDone),
-            finished_directory(ordered, inputs, options.settings(), resume=True, counts=counts) as unfinished,
-        ):
-            write_in_order(unfinished, atlas, options, run_each)
-        write_shuffled(partial, ZarrStore(str(ordered.absolute())), atlas, options, run_each)
 
 
 def write_in_order(partial: Path, atlas: Atlas, options: IngestOptions, run_each: RunEach) -> None:
@@ -84,11 +91,18 @@ def write_shuffled(partial: Path, ordered: ZarrStore, atlas: Atlas, options: Ing
     finish_store(partial, layout, obs, atlas_var(atlas.space), ordered.schema, ordered.normalization)
 
 
-def remove_ordered(out: Path) -> None:
-    """Remove the store in order once the shuffled one is finished, also if a job was killed in between."""
-    ordered = _ordered(out)
-    if ordered.exists():
-        shutil.rmtree(ordered)
+def write_as_soma(partial: Path, whole: Path) -> None:
+    """An experiment of all that an atlas holds."""
+    store = ZarrStore(str(whole.absolute()))
+    with _bar("soma", store.n_obs) as bar:
+        write_soma(partial, store, whole, bar.update)
+
+
+def remove_siblings(out: Path) -> None:
+    """Remove what the output was made by way of, once it is finished; also if a job was killed in between."""
+    for sibling in (_ordered(_whole(out)), _whole(out), _ordered(out)):
+        if sibling.exists():
+            shutil.rmtree(sibling)
 
 
 def atlas_var(space: GeneSpace) -> pd.DataFrame:
@@ -106,13 +120,19 @@ def _ordered(out: Path) -> Path:
     return out.parent / f".{out.name}.ordered"
 
 
-def _remove_of_another_job(ordered: Path, inputs: Sequence[Path], options: IngestOptions) -> None:
+def _whole(out: Path) -> Path:
+    return out.parent / f".{out.name}.atlas.zarr"
+
+
+def _is_missing(sibling: Path, inputs: Sequence[Path], settings: dict[str, Any]) -> bool:
+    """Whether it is yet to be made; what another job left there is removed."""
     try:
-        check_output(ordered, inputs, options.settings())
+        check_output(sibling, inputs, settings)
     except DataError:
-        shutil.rmtree(ordered)
+        shutil.rmtree(sibling)
     except AlreadyDone:
-        return
+        return False
+    return True
 
 
 def _bar(name: str, num_cells: int) -> tqdm[None]:

@@ -14,30 +14,37 @@ if TYPE_CHECKING:
     from unicoord_atlas.config import RunConfig
     from unicoord_atlas.loaders.store import CellStore
 
+RUN_FACTS = "run.json"
+
 
 def refuse_other(out: Path, store: CellStore, config: RunConfig) -> None:
     """DataError if `out` is something else than this very run."""
     require_local(out)
-    known, facts = out / "run.json", _facts(store, config)
+    known = out / RUN_FACTS
     if known.exists():
-        before = read_json(known)
-        differs = [key for key in ("atlas", "fingerprint") if before.get(key) != facts[key]]
-        differs += _differing(before.get("settings", {}), facts["settings"])
-        if differs:
-            raise DataError(
-                f"{out} is another run ({', '.join(differs)} differ); choose another --out, or remove it to start anew"
-            )
+        refuse_differing(str(out), read_json(known), store, config)
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is no run of unicoord-atlas; choose another --out")
 
 
+def refuse_differing(place: str, before: dict[str, Any], store: CellStore, config: RunConfig) -> None:
+    """DataError if the run.json of a place is that of another run."""
+    facts = _facts(store, config)
+    differs = [key for key in ("atlas", "fingerprint") if before.get(key) != facts[key]]
+    differs += _differing(before.get("settings", {}), facts["settings"])
+    if differs:
+        raise DataError(
+            f"{place} is another run ({', '.join(differs)} differ); choose another one, or remove it to start anew"
+        )
+
+
 def claim(out: Path, store: CellStore, config: RunConfig) -> None:
     """Make the run directory, once all that was asked for has been found sound."""
-    if not (out / "run.json").exists():
+    if not (out / RUN_FACTS).exists():
         out.mkdir(parents=True, exist_ok=True)
         (out / "run.toml").write_text(config.to_toml(), encoding="utf-8")
-        write_json(out / "run.json", _facts(store, config))
+        write_json(out / RUN_FACTS, _facts(store, config))
 
 
 def by_dotted_name(config: RunConfig) -> dict[str, str]:

@@ -19,7 +19,6 @@ from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.graph_pass import moments_of_amounts
 from unicoord_atlas.loaders.in_order import in_order
 from unicoord_atlas.loaders.plan import ALONE, Partition
-from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
 from unicoord_atlas.loaders.zarr_store import ZarrStore
@@ -41,7 +40,9 @@ from unicoord_atlas.training.ranks import make_accelerator
 from unicoord_atlas.training.run import Training
 from unicoord_atlas.training.signals import Stopped
 
+from .cached_store import open_cached
 from .diffusion import graph_of, latent_table, with_neighbors
+from .mirrored_run import mirrored, send_finished
 from .run_identity import by_dotted_name, claim, refuse_other
 from .train_report import write_report
 from .train_summary import summary_table
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
     from unicoord_atlas.config import RunConfig
     from unicoord_atlas.loaders.byte_cache import ByteCache
+    from unicoord_atlas.loaders.store import CellStore
     from unicoord_atlas.training.latent_table import LatentTable
     from unicoord_atlas.training.run import BatchStream
 
@@ -68,15 +70,19 @@ class TrainOptions:
     report: bool = False
     """Also RUN/report.html, if the extra `report` is installed."""
     cache: ByteCache | None = None
-    """Keeps on this machine what is read of an atlas in an object store."""
+    """Keeps on this machine what is read of an atlas in an object store, or of a SOMA."""
+    mirror: str | None = None
+    """Address in an object store where a copy of the run is kept."""
 
 
 def run(options: TrainOptions) -> dict[str, Any]:
     """Train, or go on training, and leave RUN/model: the best checkpoint, calibrated."""
-    store, config = open_store(options.store, options.cache), options.config
+    store, config = open_cached(options.store, options.cache), options.config
+    mirror = mirrored(options.out, options.mirror, store, config)
     refuse_other(options.out, store, config)
     finished = _finished(options.out)
     if finished is not None:
+        send_finished(mirror, options.out)
         _say(f"{options.out} is finished already, from the same atlas and settings")
         return _summary(options, finished, dict(ReferenceModel.load(options.out / "model").config.metrics))
     keep_freed_memory()
@@ -85,6 +91,7 @@ def run(options: TrainOptions) -> dict[str, Any]:
     if accelerator.is_main_process:
         _say_preparation(prepared, options)
     run = _assemble(options, store, prepared, accelerator)
+    run.mirror = mirror
     expected = estimate(run, options.config.stream.memory_bytes)
     if accelerator.is_main_process:
         _say(expected)
@@ -96,6 +103,8 @@ def run(options: TrainOptions) -> dict[str, Any]:
         if had_best and stopped.exit_code == 128 + signal.SIGINT:
             _finish(options, store, prepared, run)
             _say(f"{options.out}/model holds the best epoch so far")
+        if mirror is not None:
+            mirror.wait()
         raise
     accelerator.end_training()
     if not accelerator.is_main_process:
@@ -104,6 +113,7 @@ def run(options: TrainOptions) -> dict[str, Any]:
     result = _summary(options, progress, metrics)
     atlas = options.store if isinstance(store, ZarrStore) else None
     page = write_report(options.out, atlas) if options.report else None
+    send_finished(mirror, options.out)
     return result | ({"report": str(page)} if page else {})
 
 

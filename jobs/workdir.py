@@ -7,14 +7,13 @@ same command goes on from what a killed one left there, another command starts a
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import platform
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 
 from unicoord_atlas.checksums import checksum, file_checksum
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
+from unicoord_atlas.loaders.locks import held
 from unicoord_atlas.loaders.manifest import read_manifest, without_additions
 from unicoord_atlas.loaders.object_address import object_address
 from unicoord_atlas.loaders.soma_address import SomaAddress, is_soma
@@ -214,16 +214,14 @@ def _refuse_other(out: Path, made_from: Mapping[str, Any]) -> None:
 def locked(partial: Path) -> Iterator[None]:
     """Make the directory and hold it; DataError if another process does."""
     partial.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise DataError(f"{partial} is being written by another process; wait for it or choose another --out") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(partial, wait=False))
+        except BlockingIOError:
+            raise DataError(
+                f"{partial} is being written by another process; wait for it or choose another --out"
+            ) from None
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

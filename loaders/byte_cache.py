@@ -167,7 +167,7 @@ class Filling:
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
     for path in folder.glob("*/*"):
-        if path.suffix == _MAP:
+        if path.suffix == _MAP or path.is_dir():  # copies of SOMAs are looked after elsewhere
             continue
         with suppress(FileNotFoundError):  # another process finished or removed it
             yield path, path.stat()

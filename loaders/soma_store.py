@@ -69,7 +69,7 @@ class SomaStore:
             self.schema = self._measured_schema()
         self.indptr = np.concatenate([[0], np.cumsum(entries_n)])
 
-    def __reduce__(self) -> tuple[type[SomaStore], tuple[str]]:
+    def __reduce__(self) -> tuple[type[SomaStore], tuple[str, ...]]:
         return SomaStore, (self.uri,)
 
     @property

@@ -1,7 +1,8 @@
 """Experiments of this program: how they are written, and the facts that they carry under uns.
 
 Counts are written in blocks of consecutive cells and consolidated at the end, so memory is bounded however many cells
-there are.  A tile holds all genes of some cells, so that entries come out in the order of rows.
+there are.  A block is a fragment, which TileDB commits whole or not at all: a writer that was killed goes on behind the
+last one.  A tile holds all genes of some cells, so that entries come out in the order of rows.
 Shapes: n cells, g genes.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,7 +88,7 @@ def obsm_columns(opened: OpenExperiment, key: str) -> list[str] | None:
 
 
 def write_experiment(out: Path, store: CellStore, tables: anndata.AnnData, progress: Callable[[int], object]) -> None:
-    """Write the cells of a store.
+    """Write the cells of a store, or go on from what a killed writer of the same left in `out`.
 
     Parameters
     ----------
@@ -96,6 +98,35 @@ def write_experiment(out: Path, store: CellStore, tables: anndata.AnnData, progr
         Called with the number of cells of each block.
     """
     library = tiledbsoma()
+    if not _is_begun(out):
+        _begin(out, store, tables)
+    with library.Experiment.open(str(out), "w", context=soma_context()) as experiment:
+        matrix = experiment.ms[MEASUREMENT]["X"][LAYER]
+        _write_counts(matrix, store, progress)
+    with library.Experiment.open(str(out), context=soma_context()) as experiment:
+        mark = _mark(experiment.ms[MEASUREMENT].X[LAYER])
+    with library.Experiment.open(str(out), "w", context=soma_context()) as experiment:
+        facts = experiment.ms[MEASUREMENT]["uns"][names.UNS]
+        facts.metadata.update({"layer": LAYER, _COUNTS: mark})
+
+
+def _is_begun(out: Path) -> bool:
+    """Whether all but the counts is there: their matrix is made after it."""
+    library = tiledbsoma()
+    if not library.Experiment.exists(str(out), context=soma_context()):
+        return False
+    with library.Experiment.open(str(out), context=soma_context()) as experiment:
+        return "ms" in experiment and MEASUREMENT in experiment.ms and LAYER in experiment.ms[MEASUREMENT].get("X", ())
+
+
+def _begin(out: Path, store: CellStore, tables: anndata.AnnData) -> None:
+    """All but the counts; a half of it, which a killed writer left, is removed first."""
+    out.mkdir(exist_ok=True)
+    for path in out.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name.startswith("__"):
+            path.unlink()
     cells = tables.copy()
     cells.uns = _plain(cells.uns)
     frames = {key: table for key, table in cells.obsm.items() if isinstance(table, pd.DataFrame)}
@@ -104,16 +135,10 @@ def write_experiment(out: Path, store: CellStore, tables: anndata.AnnData, progr
     cells.uns[names.UNS][_ENTRIES] = np.diff(store.indptr)
     cells.uns[names.UNS][_COLUMNS] = {key: np.array(list(table.columns), str) for key, table in frames.items()}
     soma_io().from_anndata(str(out), cells, MEASUREMENT, context=soma_context())
-    with library.Experiment.open(str(out), "w", context=soma_context()) as experiment:
+    with tiledbsoma().Experiment.open(str(out), "w", context=soma_context()) as experiment:
         measurement = experiment.ms[MEASUREMENT]
         matrices = measurement["X"] if "X" in measurement else measurement.add_new_collection("X")
-        with _new_matrix(matrices, store) as matrix:
-            _write_counts(matrix, store, progress)
-    with library.Experiment.open(str(out), context=soma_context()) as experiment:
-        mark = _mark(experiment.ms[MEASUREMENT].X[LAYER])
-    with library.Experiment.open(str(out), "w", context=soma_context()) as experiment:
-        facts = experiment.ms[MEASUREMENT]["uns"][names.UNS]
-        facts.metadata.update({"layer": LAYER, _COUNTS: mark})
+        _new_matrix(matrices, store).close()
 
 
 def write_obsm(store: SomaStore, key: str, table: NDArray[np.generic]) -> None:
@@ -156,14 +181,25 @@ def _new_matrix(matrices: Any, store: CellStore) -> Any:
 
 
 def _write_counts(matrix: Any, store: CellStore, progress: Callable[[int], object]) -> None:
+    """The blocks behind the last one that is there, and that one again: the very last consolidates all."""
     buffer, library = CsrBuffer(), tiledbsoma()
-    for start, stop in bounded_cuts(store.indptr, _ROWS_TOGETHER, 0, store.n_obs):
+    blocks = list(bounded_cuts(store.indptr, _ROWS_TOGETHER, 0, store.n_obs))
+    first = max(0, sum(start <= _last_row(matrix) for start, _ in blocks) - 1)
+    progress(blocks[first][0] if blocks else 0)
+    for start, stop in blocks[first:]:
         rows = store.read_ranges(np.array([[start, stop]]), buffer)
         numbers = np.repeat(np.arange(start, stop), np.diff(rows.indptr))
         parts = {ROWS: numbers, COLUMNS: rows.indices.astype(np.int64), VALUES: rows.data}
         last = library.TileDBWriteOptions(consolidate_and_vacuum=stop == store.n_obs)
         matrix.write(pa.table(parts), platform_config=last)
         progress(stop - start)
+
+
+def _last_row(matrix: Any) -> int:
+    """The last row with an entry; -1 of an empty matrix."""
+    with tiledbsoma().SparseNDArray.open(matrix.uri, context=soma_context()) as written:
+        domain = written.non_empty_domain()
+    return -1 if domain is None else int(domain[0][1])
 
 
 def _mark(matrix: Any) -> str:

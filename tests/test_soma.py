@@ -1,8 +1,10 @@
 """A SOMA Experiment as a store, against the Zarr store of the same cells and against tiledbsoma's own reading."""
 
+import gc
 import pickle
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -16,10 +18,14 @@ from stores import plain_columns, random_counts
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
-from unicoord_atlas.jobs import convert, export_latents, export_reference, info, ingest, map_query, train
+from unicoord_atlas.jobs import cached_store, convert, export_latents, export_reference, info, ingest, map_query, train
+from unicoord_atlas.loaders import soma_written
+from unicoord_atlas.loaders.byte_cache import ByteCache
+from unicoord_atlas.loaders.soma_open import fragments
 from unicoord_atlas.loaders.soma_written import write_experiment
 from unicoord_atlas.loaders.store import CsrBuffer, open_store
 from unicoord_atlas.loaders.stream import CellStream
+from unicoord_atlas.loaders.zarr_copy import require_equal
 from unicoord_atlas.training.metrics import read_metrics
 
 tiledbsoma = pytest.importorskip("tiledbsoma")
@@ -292,3 +298,96 @@ def test_counts_changed_behind_their_normalization_are_refused(folder, tmp_path)
         experiment.ms["RNA"].X["data"].write(pa.table(one))
     with pytest.raises(DataError, match="changed after its normalization was computed"):
         open_store(copy)
+
+
+def test_ingest_writes_what_convert_does(folder, tmp_path):
+    options = ingest.IngestOptions(
+        [str(folder / "cells.h5ad")], tmp_path / "direct.soma", labels=["cell_type"], format="soma"
+    )
+    ingest.run(options)
+    require_equal(open_store(folder / "atlas.zarr"), open_store(tmp_path / "direct.soma"), lambda num_cells: None)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["direct.soma"]
+    assert ingest.run(options)["already_done"]
+    with tiledbsoma.Experiment.open(str(tmp_path / "direct.soma")) as experiment:
+        assert len(fragments(experiment.ms["RNA"].X["data"])) == 1
+        read = io.to_anndata(experiment, "RNA", X_layer_name="data")
+    atlas = anndata.read_zarr(folder / "atlas.zarr")
+    assert (read.X.tocsr() != atlas.X.astype(read.X.dtype)).nnz == 0
+    assert read.obs["cell_type"].dtype == "category"
+    with pytest.raises(UsageError, match="give it another ending"):
+        replace(options, out=tmp_path / "o.zarr")
+
+
+def test_a_killed_ingest_of_a_soma_goes_on_behind_its_last_block(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(soma_written, "_ROWS_TOGETHER", 100)
+    written = []
+    write = tiledbsoma.SparseNDArray.write
+
+    def write_some(matrix, table, **more):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(table.num_rows)
+        return write(matrix, table, **more)
+
+    options = ingest.IngestOptions(
+        [str(folder / "cells.h5ad")], tmp_path / "o.soma", labels=["cell_type"], shuffle=True, format="soma"
+    )
+    monkeypatch.setattr(tiledbsoma.SparseNDArray, "write", write_some)
+    with pytest.raises(KeyboardInterrupt):
+        ingest.run(options)
+    assert not (tmp_path / "o.soma").exists()
+    monkeypatch.setattr(
+        tiledbsoma.SparseNDArray, "write", lambda *given, **more: written.append(0) or write(*given, **more)
+    )
+    ingest.run(options)
+    assert len(written) == 3 + 3  # the last block of before once more, and the two behind it
+    ingest.run(replace(options, out=tmp_path / "o.zarr", format="zarr"))
+    require_equal(open_store(tmp_path / "o.zarr"), open_store(tmp_path / "o.soma"), lambda num_cells: None)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_half_a_beginning_is_begun_anew(folder, tmp_path, monkeypatch):
+    out = tmp_path / "o.soma"
+    monkeypatch.setattr(soma_written, "_new_matrix", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        convert.run(convert.ConvertOptions(folder / "atlas.zarr", out))
+    monkeypatch.undo()
+    convert.run(convert.ConvertOptions(folder / "atlas.zarr", out))
+    require_equal(open_store(folder / "atlas.zarr"), open_store(out), lambda num_cells: None)
+
+
+def test_a_cached_soma_is_copied_once_and_trains_the_same(folder, tmp_path, capsys):
+    cache = ByteCache(tmp_path / "kept", 1 << 30)
+    path = f'{folder / "atlas.soma"}?filter=tissue == "lung"'
+    near, far = open_store(path), cached_store.open_cached(path, cache)
+    (copy,) = (tmp_path / "kept/somas").glob("*.zarr")
+    modified = (copy / "X/data").stat().st_mtime_ns
+    far = pickle.loads(pickle.dumps(cached_store.open_cached(path, cache)))
+    assert (copy / "X/data").stat().st_mtime_ns == modified
+    ranges = np.array([[60, 64], [0, 7]])
+    assert_same_rows(near.read_ranges(ranges), far.read_ranges(ranges))
+    assert (near.fingerprint, near.uri) == (far.fingerprint, far.uri)
+    losses = []
+    for name, used in (("without", None), ("with", cache)):
+        train.run(train.TrainOptions(Path(path), tmp_path / name, config(), cache=used))
+        metrics = list(read_metrics(tmp_path / name / "metrics.jsonl"))
+        losses.append([{key: value for key, value in line.items() if "loss" in key} for line in metrics])
+    assert losses[0] == losses[1]
+    train.run(train.TrainOptions(Path(path), tmp_path / "with", config()))  # goes on without the cache
+    assert "is finished already" in capsys.readouterr().err
+
+
+def test_copies_of_somas_make_room_for_each_other(folder, tmp_path):
+    paths = [f'{folder / "atlas.soma"}?filter=tissue == "{name}"' for name in ("lung", "blood")]
+    most = open_store(paths[0])
+    room = 2 * int(most.indptr[-1]) * most.entry_bytes
+    cache = ByteCache(tmp_path / "kept", room)
+    first = cached_store.open_cached(Path(paths[0]), cache)
+    with pytest.raises(UsageError, match="may take more than --cache-size"):
+        cached_store.open_cached(Path(paths[1]), ByteCache(tmp_path / "kept", 100))
+    with pytest.raises(UsageError, match="other runs use what --cache-size allows"):
+        cached_store.open_cached(Path(paths[1]), cache)
+    del first
+    gc.collect()
+    cached_store.open_cached(Path(paths[1]), cache)
+    assert len(list((tmp_path / "kept/somas").glob("*.zarr"))) == 1

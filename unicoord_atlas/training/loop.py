@@ -189,7 +189,11 @@ def _save(run: Training, state: _State) -> None:
     """Save on the main process, never weights that are not finite: those are the same on all ranks."""
     require_finite_weights(run.model, state.progress.step)
     if run.accelerator.is_main_process:
+        if run.mirror is not None:
+            run.mirror.wait()
         save_checkpoint(run.folder / "checkpoints", state.parts, state.progress)
+        if run.mirror is not None:
+            run.mirror.push(run.folder, state.progress.step)
     state.saved_at = time.monotonic()
 
 

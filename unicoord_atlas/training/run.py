@@ -47,6 +47,18 @@ class BatchStream(Protocol):
         ...
 
 
+class Mirror(Protocol):
+    """What keeps a copy of the run elsewhere."""
+
+    def wait(self) -> None:
+        """Until the copy is whole: files may be removed after it."""
+        ...
+
+    def push(self, folder: Path, step: int) -> None:
+        """Begin to copy what has changed."""
+        ...
+
+
 @dataclass
 class Training:
     """The parts of a run."""
@@ -64,6 +76,7 @@ class Training:
     accelerator: Accelerator
     table: LatentTable | None = None
     """Where the diffusion loss is on."""
+    mirror: Mirror | None = None
 
     def bar(self, things: Iterable[Any], total: int, title: str) -> Any:
         """Progress over things, shown by the main process where stderr is a terminal."""

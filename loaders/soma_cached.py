@@ -1,0 +1,49 @@
+"""Counts of a SOMA from a copy on this machine; all else, and who they are, from the experiment.
+
+A run that began with the copy goes on without it, and the other way round: cells, order and losses are the same.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unicoord_atlas.errors import DataError
+
+from .soma_store import SomaStore
+from .zarr_layout import MANIFEST
+from .zarr_store import ZarrStore
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .store import CsrBuffer, CsrRows
+
+
+class CachedSoma(SomaStore):
+    """A `SomaStore` whose rows are read from an atlas.zarr of the same cells; shards are verified as there."""
+
+    def __init__(self, uri: str, copy: str) -> None:
+        super().__init__(uri)
+        self._held = os.open(copy, os.O_RDONLY)
+        fcntl.flock(self._held, fcntl.LOCK_SH)  # nobody makes room by removing it
+        os.utime(Path(copy) / MANIFEST)
+        self._copy = ZarrStore(copy)
+        if not np.array_equal(self._copy.indptr, self.indptr):
+            raise DataError(f"{copy}: is no copy of {self.uri}; remove it")
+
+    def __reduce__(self) -> tuple[type[SomaStore], tuple[str, ...]]:
+        return CachedSoma, (self.uri, self._copy.uri)
+
+    def __del__(self) -> None:
+        held = getattr(self, "_held", None)
+        if held is not None:
+            os.close(held)
+
+    def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrRows:
+        """Rows of the (b, 2) ranges start:stop, one after the other in the order given."""
+        return self._copy.read_ranges(ranges, out)
