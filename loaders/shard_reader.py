@@ -4,8 +4,9 @@ Shard files are mapped into memory and only the blosc blocks that hold the range
 `blosc_getitem`, which numcodecs' shared library exports although numcodecs has no function for it; where it is not
 exported, whole inner chunks are decoded and the range copied.  Blosc knows no checksum of what it holds: a byte that
 changed on disk would be other counts.  So a shard's file is read once and compared with the manifest before its first
-entry is decoded.  A finished store is never changed; who truncates a file
-under a running reader ends that process.
+entry is decoded.  Pages of the files are let go again and again, for the system's cache keeps them: a process would
+seem as large as all that it has ever read.  A finished store is never changed; who truncates a file under a running
+reader ends that process.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ _HEADER = np.dtype(
     ]
 )
 _STORED_PLAIN = 0x2
+_LET_GO_BYTES = 512 << 20
+"""Decoded between two times that mapped pages are let go; mapping them again costs some hundredth of the decoding."""
 _GetItem = Callable[[int, int, int, int], int]
 
 
@@ -72,6 +75,8 @@ class ShardReader:
         self._thread = threading.local()
         self._shards: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint64]]] = {}
         self._chunks: dict[int, NDArray[np.uint8]] = {}
+        self._maps: list[mmap.mmap] = []
+        self._since_let_go = 0
 
     def parts(self, spans: NDArray[np.int64], out: NDArray[Any]) -> Iterator[Work]:
         """See `EntryReader`."""
@@ -100,6 +105,11 @@ class ShardReader:
         if encoded is None:
             encoded = self._chunks[part.chunk] = self._chunk(part.chunk)
         self._fill(part, encoded)
+        self._since_let_go += part.num_decoded * self._dtype.itemsize  # a lost addition of another thread is no harm
+        if self._since_let_go > _LET_GO_BYTES:
+            self._since_let_go = 0
+            for mapped in tuple(self._maps):
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def _fill(self, part: Part, encoded: NDArray[np.uint8]) -> None:
         """Decode a part from the bytes of its inner chunk, which have been checked."""
@@ -176,6 +186,7 @@ class ShardReader:
             raise DataError(f"{self._where(shard)}: the file has a wrong checksum; restore it or ingest again")
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        self._maps.append(mapped)
         return np.frombuffer(mapped, np.uint8), index
 
     def _damaged(self, chunk: int) -> DataError:

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -256,3 +257,29 @@ def test_store_that_is_being_written_is_refused(counts, tmp_path):
             open_store(partial)
     with pytest.raises(DataError, match="no such store"):
         open_store(tmp_path / "other.zarr")
+
+
+def mapped_kilobytes(folder):
+    """Pages of files of a folder that this process has mapped, by what Linux counts."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            inside = str(folder) in line
+        elif inside and first == "Rss:":
+            total += int(line.split()[1])
+    return total
+
+
+def test_pages_that_were_read_are_let_go(tmp_path, monkeypatch):
+    counts = random_counts(20_000, 300)
+    path = write_store(tmp_path / "atlas.zarr", counts, inner_chunk=20_000, chunks_per_shard=8)
+    whole = np.array([[0, counts.shape[0]]])
+    store = open_store(path)
+    assert_rows_equal(store.read_ranges(whole), counts)
+    kept = mapped_kilobytes(path)
+    assert kept > 500
+    monkeypatch.setattr(shard_reader, "_LET_GO_BYTES", 100_000)
+    assert_rows_equal(store.read_ranges(whole), counts)
+    assert mapped_kilobytes(path) < kept / 3
+    assert_rows_equal(store.read_ranges(whole), counts)
