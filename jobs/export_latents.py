@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import anndata
 import numpy as np
 import pandas as pd
 
 from unicoord_atlas.batch import CellColumns
-from unicoord_atlas.coordinates import MemoryTable, annotated, coordinates, coordinates_of
+from unicoord_atlas.coordinates import annotated, facts_of, named_tables
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.reference import ReferenceModel
@@ -20,13 +21,11 @@ from .export_reference import model_of_run
 from .part_files import copy_tables, table_maker, with_columns, write_columns
 from .parts import Part, do_part
 from .workdir import check_output, finished_directory
-from .write_coordinates import write_anndata, write_parquet
+from .write_coordinates import TableFiles, add_tables, table_files, write_anndata, write_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
-
-    import anndata
 
     from unicoord_atlas.batch import MiniBatch
     from unicoord_atlas.loaders.byte_cache import ByteCache
@@ -75,9 +74,11 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
         return run_in_parts(options.dask, run, options, store.n_obs)
     result = {"cells": store.n_obs, "dims": list(reference.dims)}
     if options.part is None:
-        batches = _in_order(store, 0, store.n_obs)
-        with finished_directory(options.out, inputs, {}) as partial:
-            _write(coordinates(reference, batches, store.obs(), probabilities=True, title=TITLE), partial)
+        check_output(options.out, inputs, {})
+        with table_files(options.out) as files:
+            batches = _in_order(store, 0, store.n_obs)
+            obs = annotated(reference, batches, store.obs(), files.make, TITLE, probabilities=True)
+            _write(options.out, inputs, reference, obs, files)
         return {"latents": str(options.out), **result}
     check_output(options.out, inputs, {})
     first, last = options.part.rows(store.n_obs)
@@ -86,16 +87,23 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
         _write_rows(store, reference, first, last, partial)
 
     def join(parts: Sequence[Path]) -> None:
-        with finished_directory(options.out, inputs, {}) as partial:
-            _write(_joined(store, reference, parts), partial)
+        obs = with_columns(store.obs(), parts)
+        with table_files(options.out) as files:
+            copy_tables(parts, files.make)
+            _write(options.out, inputs, reference, obs, files)
 
     whole = do_part(options.part, options.out, inputs, {}, write, join)
     return {"part": [first, last], **({"latents": str(options.out), **result} if whole else {})}
 
 
-def _write(adata: anndata.AnnData, partial: Path) -> None:
-    write_anndata(adata, partial)
-    write_parquet(adata, partial / "latents.parquet")
+def _write(out: Path, inputs: Sequence[Path], reference: ReferenceModel, obs: pd.DataFrame, files: TableFiles) -> None:
+    """The finished directory, of tables that lie in files: memory grows with obs alone."""
+    facts, coordinates = facts_of(reference), files.tables["X_unicoord"]
+    adata = anndata.AnnData(obs=obs, obsm=named_tables(reference, coordinates, obs.index), uns={"unicoord": facts})
+    with finished_directory(out, inputs, {}) as partial:
+        write_anndata(adata, partial)
+        add_tables(partial, files.tables)
+        write_parquet(partial / "latents.parquet", obs, reference.dims, coordinates)
 
 
 def _write_rows(store: CellStore, reference: ReferenceModel, first: int, last: int, partial: Path) -> None:
@@ -103,17 +111,6 @@ def _write_rows(store: CellStore, reference: ReferenceModel, first: int, last: i
     bare = pd.DataFrame(index=store.obs([]).index[first:last])
     batches = _in_order(store, first, last)
     write_columns(partial, annotated(reference, batches, bare, table_maker(partial), TITLE, probabilities=True))
-
-
-def _joined(store: CellStore, reference: ReferenceModel, parts: Sequence[Path]) -> anndata.AnnData:
-    tables: dict[str, MemoryTable] = {}
-
-    def make(key: str, num_rows: int, width: int) -> MemoryTable:
-        tables[key] = MemoryTable(key, num_rows, width)
-        return tables[key]
-
-    copy_tables(parts, make)
-    return coordinates_of(reference, with_columns(store.obs(), parts), tables)
 
 
 def _in_order(store: CellStore, first: int, last: int) -> Iterator[MiniBatch]:

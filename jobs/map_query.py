@@ -150,7 +150,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Write what was found of all cells, and say it."""
     mapped_from = {"reference": options.reference.name, "profile_share": coverage.profile_share}
-    named = named_tables(reference, files.tables["X_unicoord"].rows(), obs.index)
+    named = named_tables(reference, files.tables["X_unicoord"], obs.index)
     adata = anndata.AnnData(obs=obs, obsm=named, uns={"unicoord": facts_of(reference) | mapped_from})
     write_output(adata, options.out, [options.query, options.reference], files.tables)
     if options.csv:

@@ -25,7 +25,7 @@ from unicoord_atlas.loaders.zarr_store import ZarrStore
 from unicoord_atlas.points import encode_points
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.seeds import Seeds, seed_rows
-from unicoord_atlas.training.allocator import keep_freed_memory
+from unicoord_atlas.training.allocator import give_back_freed_memory, keep_freed_memory
 from unicoord_atlas.training.assembly import build_model, build_objective, num_epochs, own_genes, profile_of
 from unicoord_atlas.training.checkpoint import Progress, latest_progress, load_best, read_json, write_json
 from unicoord_atlas.training.estimate import estimate
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
     from unicoord_atlas.config import RunConfig
     from unicoord_atlas.loaders.byte_cache import ByteCache
+    from unicoord_atlas.loaders.object_mirror import RunMirror
     from unicoord_atlas.loaders.store import CellStore
     from unicoord_atlas.training.latent_table import LatentTable
     from unicoord_atlas.training.run import BatchStream
@@ -85,6 +86,20 @@ def run(options: TrainOptions) -> dict[str, Any]:
         send_finished(mirror, options.out)
         _say(f"{options.out} is finished already, from the same atlas and settings")
         return _summary(options, finished, dict(ReferenceModel.load(options.out / "model").config.metrics))
+    result = _train(options, store, mirror)
+    if result is None:
+        return {}
+    give_back_freed_memory()  # the report is another process, which should not stand beside what training took
+    page = (
+        write_report(options.out, options.store if isinstance(store, ZarrStore) else None) if options.report else None
+    )
+    send_finished(mirror, options.out)
+    return result | ({"report": str(page)} if page else {})
+
+
+def _train(options: TrainOptions, store: CellStore, mirror: RunMirror | None) -> dict[str, Any] | None:
+    """Train to the end and write the model; None on other ranks than the first."""
+    config = options.config
     keep_freed_memory()
     prepared = prepare_store(store, config)
     accelerator = make_accelerator(config.train, choose_device(config.train), options.out)
@@ -108,13 +123,8 @@ def run(options: TrainOptions) -> dict[str, Any]:
         raise
     accelerator.end_training()
     if not accelerator.is_main_process:
-        return {}
-    metrics = _finish(options, store, prepared, run)
-    result = _summary(options, progress, metrics)
-    atlas = options.store if isinstance(store, ZarrStore) else None
-    page = write_report(options.out, atlas) if options.report else None
-    send_finished(mirror, options.out)
-    return result | ({"report": str(page)} if page else {})
+        return None
+    return _summary(options, progress, _finish(options, store, prepared, run))
 
 
 def _finished(out: Path) -> Progress | None:

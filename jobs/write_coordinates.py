@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import anndata
 import h5py
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import zarr
 
 from unicoord_atlas.loaders.graph_store import write_table
@@ -57,7 +60,7 @@ def write_output(
     if out.suffix == ".zarr":
         with finished_directory(out, inputs, {}) as partial:
             write_anndata(adata, partial)
-            _add_to_zarr(partial, tables or {})
+            add_tables(partial, tables or {})
     else:
         with finished_file(out) as partial:
             write_anndata(adata, partial)
@@ -74,7 +77,8 @@ def write_anndata(adata: anndata.AnnData, path: Path) -> None:
             adata.write_zarr(path)
 
 
-def _add_to_zarr(path: Path, tables: Mapping[str, RowFile]) -> None:
+def add_tables(path: Path, tables: Mapping[str, RowFile]) -> None:
+    """Put tables into obsm of an AnnData that was written as Zarr."""
     if not tables:
         return
     group = zarr.open_group(path, mode="r+", use_consolidated=False)
@@ -97,9 +101,16 @@ def _add_to_hdf5(path: Path, tables: Mapping[str, RowFile]) -> None:
                 data[start : start + rows] = table[start : start + rows]
 
 
-def write_parquet(adata: anndata.AnnData, path: Path) -> None:
+def write_parquet(path: Path, obs: pd.DataFrame, dims: Sequence[str], coordinates: RowFile) -> None:
     """One row a cell: its name, obs, and every dimension of X_unicoord by name."""
-    table = adata.obs.copy()
-    for number, name in enumerate(adata.uns["unicoord"]["dims"]):
-        table[f"unicoord_{name}"] = adata.obsm["X_unicoord"][:, number]
-    table.to_parquet(path, index=True)
+    schema = writer = None
+    for start in range(0, len(obs), _ROWS):
+        part = obs.iloc[start : start + _ROWS]
+        values = coordinates[slice(start, start + _ROWS)]
+        table = pd.concat([part, pd.DataFrame(values, part.index, [f"unicoord_{name}" for name in dims])], axis=1)
+        group = pa.Table.from_pandas(table, schema=schema, preserve_index=True)
+        if writer is None:
+            schema, writer = group.schema, pq.ParquetWriter(path, group.schema)
+        writer.write_table(group)
+    if writer is not None:
+        writer.close()

@@ -15,12 +15,22 @@ from .lineage import Tie, consistent_codes
 from .version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
     from .batch import MiniBatch
     from .reference import Annotation, ReferenceModel
+
+
+_ROWS = 65_536
+"""Of a table that is read from a file at a time."""
+
+
+class Rows(Protocol):
+    """A table that gives consecutive rows: an array, or one in a file."""
+
+    def __getitem__(self, rows: slice, /) -> NDArray[np.float32]: ...
 
 
 class Table(Protocol):
@@ -79,15 +89,10 @@ def coordinates(
         measured_g=measured_g,
         consistent=consistent,
     )
-    return coordinates_of(reference, table, tables)
-
-
-def coordinates_of(reference: ReferenceModel, obs: pd.DataFrame, tables: Mapping[str, MemoryTable]) -> anndata.AnnData:
-    """The AnnData of `coordinates`, of its obs and tables."""
     obsm: dict[str, object] = {key: part.values for key, part in tables.items()}
     if tables:
-        obsm |= named_tables(reference, tables["X_unicoord"].values, obs.index)
-    return anndata.AnnData(obs=obs, obsm=obsm, uns={"unicoord": facts_of(reference)})
+        obsm |= named_tables(reference, tables["X_unicoord"].values, table.index)
+    return anndata.AnnData(obs=table, obsm=obsm, uns={"unicoord": facts_of(reference)})
 
 
 def annotated(
@@ -188,15 +193,16 @@ def _tables(part: Annotation, probabilities: bool) -> dict[str, NDArray[np.float
     return tables
 
 
-def named_tables(
-    reference: ReferenceModel, continuous_nd: NDArray[np.float32], cells: pd.Index
-) -> dict[str, pd.DataFrame]:
+def named_tables(reference: ReferenceModel, continuous_nd: Rows, cells: pd.Index) -> dict[str, pd.DataFrame]:
     """Dimensions that were supervised by an obsm table (X_gene_sets), by its key, with named columns."""
     place = {name: number for number, name in enumerate(reference.dims)}
-    return {
-        key: pd.DataFrame(np.array(continuous_nd[:, [place[name] for name in names]]), cells, list(names))
-        for key, names in reference.config.tables.items()
-    }
+    columns = {key: [place[name] for name in names] for key, names in reference.config.tables.items()}
+    values = {key: np.empty((len(cells), len(places)), np.float32) for key, places in columns.items()}
+    for start in range(0, len(cells) if columns else 0, _ROWS):
+        part_nd = continuous_nd[start : start + _ROWS]
+        for key, places in columns.items():
+            values[key][start : start + _ROWS] = part_nd[:, places]
+    return {key: pd.DataFrame(values[key], cells, list(names)) for key, names in reference.config.tables.items()}
 
 
 def facts_of(reference: ReferenceModel) -> dict[str, object]:

@@ -25,7 +25,7 @@ from .fused_decode import (
     tile_size,
 )
 from .latent import LatentSpec, Posterior, with_labels
-from .noise import Noise, Purpose, thin, to_uniform
+from .noise import EntryNoise, Noise, Purpose, below, thin, to_uniform
 from .sparse_input import GeneOrder, SparseLinear
 
 if TYPE_CHECKING:
@@ -135,32 +135,37 @@ class JointVAE(nn.Module):
         The size factor is thinned by the share of molecules kept, so that count / size factor stays as it was on
         average; likewise values are scaled up by the share of genes kept.
         """
-        rows, size_factors_n = self._seen_counts(self.own_counts(batch), batch, noise), batch.size_factors_n
+        panels = self.spec.gene_panels > 0 and self.spec.num_sources > 1
+        if not (self.spec.thinning > 0 or self.spec.gene_dropout > 0 or panels):
+            return self.normalized(batch)
+        counts, size_factors_n = self.own_counts(batch), batch.size_factors_n
+        row_of_entry_z = counts.row_of_entry()
+        entry_noise = EntryNoise(noise, row_of_entry_z, counts.indices.to(torch.int32))
+        thinned_z, hidden_z = entry_noise.draws(Purpose.THINNING)
+        seen_z = self._seen(counts, batch, noise, row_of_entry_z, hidden_z)
         if self.spec.thinning > 0:
-            row_of_entry_z = rows.row_of_entry()
             keep_n = 1 - self.spec.thinning * noise.uniform(Purpose.THINNING_SHARE, 1)[:, 0]
-            bits_z = noise.entry_bits(Purpose.THINNING, row_of_entry_z, rows.indices)
-            kept_z = thin(rows.data.to(torch.float32), keep_n.index_select(0, row_of_entry_z), bits_z)
-            rows, size_factors_n = replace(rows, data=kept_z), size_factors_n * keep_n
-        rows = log_normalize(rows, size_factors_n, self.spec.target_sum, self.spec.log_input)
+            keep_z = keep_n.index_select(0, row_of_entry_z)
+            kept_z = thin(counts.data.to(torch.float32), keep_z, thinned_z, entry_noise)
+            counts, size_factors_n = replace(counts, data=kept_z), size_factors_n * keep_n
+            seen_z &= kept_z > 0
+        rows = log_normalize(counts.keep(seen_z), size_factors_n, self.spec.target_sum, self.spec.log_input)
         return replace(rows, data=rows.data / (1 - self.spec.gene_dropout))
 
-    def _seen_counts(self, counts: SparseRows, batch: MiniBatch, noise: Noise) -> SparseRows:
-        """Counts without the entries that gene dropout or another source's gene panel hides."""
-        panels = self.spec.gene_panels > 0 and self.spec.num_sources > 1
-        if not (self.spec.gene_dropout > 0 or panels):
-            return counts
-        row_of_entry_z, genes_z = counts.row_of_entry(), counts.indices.to(torch.int64)
+    def _seen(
+        self, counts: SparseRows, batch: MiniBatch, noise: Noise, row_of_entry_z: Tensor, draws_z: Tensor
+    ) -> Tensor:
+        """(z,) bool: entries that neither gene dropout nor another source's gene panel hides."""
+        genes_z = counts.indices.to(torch.int32)
         seen_z = self.heard_g.index_select(0, genes_z) > 0
         if self.spec.gene_dropout > 0:
-            bits_z = noise.entry_bits(Purpose.GENE_DROPOUT, row_of_entry_z, genes_z)
-            seen_z &= to_uniform(bits_z) >= self.spec.gene_dropout
-        if panels:
+            seen_z &= ~below(draws_z, self.spec.gene_dropout)
+        if self.spec.gene_panels > 0 and self.spec.num_sources > 1:
             draws_n2 = noise.uniform(Purpose.PANEL, 2)
             other_n = (draws_n2[:, 1] * self.spec.num_sources).to(torch.int64)
             panel_n = torch.where(draws_n2[:, 0] < self.spec.gene_panels, other_n, batch.sources_n)
             seen_z &= self.measured_sg[panel_n[row_of_entry_z], genes_z]
-        return counts.keep(seen_z)
+        return seen_z
 
     def encode(self, rows: SparseRows, order: GeneOrder | None = None, noise: Noise | None = None) -> Posterior:
         """Posterior of log-normalized cells; with noise there is dropout after the first and second layer."""

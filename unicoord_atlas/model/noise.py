@@ -1,7 +1,8 @@
 """Counter-based noise: a pure function of (seed, purpose, step, cell, element), the same however cells are batched.
 
 Two processes with half a minibatch each, or a resumed run, therefore draw what one uninterrupted process draws.
-The mixer is SplitMix64's (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure 18).
+The mixer is SplitMix64's (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure 18); where
+every non-zero of a minibatch takes a draw, one of half its width, with the constants of Wellons' "lowbias32".
 Shapes: n cells, m elements a cell, z non-zeros.
 """
 
@@ -17,6 +18,9 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_GOLDEN_32 = -1640531527  # 0x9E3779B9 as a signed 32-bit integer
+_MIX_32_1 = 2146121005  # 0x7FEB352D
+_MIX_32_2 = -2073254261  # 0x846CA68B
 
 
 class Purpose(IntEnum):
@@ -30,10 +34,11 @@ class Purpose(IntEnum):
     DIFFUSION_LIVE = 6
     DIFFUSION_GAUSSIAN = 7
     COUNTS = 8
-    GENE_DROPOUT = 9
     PANEL = 10
     GENERATE = 11
     JITTER = 12
+    THINNING_SECOND = 13
+    THINNING_MANY = 14
     DROPOUT = 64  # plus the layer's number
 
 
@@ -42,6 +47,13 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ (x >> 30).bitwise_and_(0x3FFFFFFFF)).mul_(_MIX_1)
     x.bitwise_xor_((x >> 27).bitwise_and_(0x1FFFFFFFFF)).mul_(_MIX_2)
     return x.bitwise_xor_((x >> 31).bitwise_and_(0x1FFFFFFFF))
+
+
+def _mix_32(x: Tensor) -> Tensor:
+    """The same with 32 bits, in place: a third of the time."""
+    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(_MIX_32_1)
+    x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(_MIX_32_2)
+    return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +65,20 @@ class Noise:
     rows_n: Tensor
     """(n,) int64: the cells' global positions."""
 
-    def _keys(self, purpose: int) -> Tensor:
+    def keys(self, purpose: int) -> Tensor:
+        """(n,) int64: random bits of each cell."""
         start = torch.tensor((self.seed * 1_000_003 + self.step) * 4096 + purpose, device=self.rows_n.device)
         return _mix(_mix(start * _GOLDEN) + self.rows_n * _GOLDEN)
 
     def bits(self, purpose: int, num_elements: int) -> Tensor:
         """(n, m) int64 with uniformly random bits."""
         elements = torch.arange(1, num_elements + 1, device=self.rows_n.device) * _GOLDEN
-        return _mix(self._keys(purpose)[:, None] + elements)
+        return _mix(self.keys(purpose)[:, None] + elements)
 
-    def entry_bits(self, purpose: int, row_of_entry_z: Tensor, genes_z: Tensor) -> Tensor:
-        """(z,) int64 with uniformly random bits, one draw a (cell, gene)."""
-        counter_z = genes_z.to(torch.int64, copy=True).add_(1).mul_(_GOLDEN)
-        return _mix(counter_z.add_(self._keys(purpose).index_select(0, row_of_entry_z)))
+    def entry_bits(self, purpose: int, row_of_entry_z: Tensor, columns_z: Tensor) -> Tensor:
+        """(z,) int64 with uniformly random bits, one draw a (cell, column)."""
+        counter_z = columns_z.to(torch.int64, copy=True).add_(1).mul_(_GOLDEN)
+        return _mix(counter_z.add_(self.keys(purpose).index_select(0, row_of_entry_z)))
 
     def uniform(self, purpose: int, num_elements: int) -> Tensor:
         """(n, m) float32 in (0, 1)."""
@@ -80,6 +93,29 @@ class Noise:
         return -torch.log(-torch.log(self.uniform(purpose, num_elements)))
 
 
+@dataclass(frozen=True, slots=True)
+class EntryNoise:
+    """The draws of one step for the non-zeros of one minibatch."""
+
+    noise: Noise
+    row_of_entry_z: Tensor
+    """(z,) int64: position of each entry's cell in the minibatch."""
+    genes_z: Tensor
+    """(z,) gene of each entry."""
+
+    def draws(self, purpose: int) -> tuple[Tensor, Tensor]:
+        """Two (z,) int32 draws a (cell, gene), uniform on 0..65535 and independent of each other."""
+        keys_n = (self.noise.keys(purpose) >> 32).to(torch.int32)
+        counter_z = self.genes_z.to(torch.int32, copy=True).add_(1).mul_(_GOLDEN_32)
+        bits_z = _mix_32(counter_z.bitwise_xor_(keys_n.index_select(0, self.row_of_entry_z)))
+        return bits_z & 0xFFFF, (bits_z >> 16).bitwise_and_(0xFFFF)
+
+    def of(self, entries_m: Tensor) -> EntryNoise:
+        """That of some of the entries."""
+        rows_m, genes_m = (values_z.index_select(0, entries_m) for values_z in (self.row_of_entry_z, self.genes_z))
+        return EntryNoise(self.noise, rows_m, genes_m)
+
+
 def to_uniform(bits: Tensor) -> Tensor:
     """Float32 in (0, 1) from the upper 24 bits: centred in their intervals, so never 0 or 1."""
     # 2^-25 would round 1 - 2^-25 up to 1 in float32, hence 23 bits and the half in between.
@@ -92,34 +128,43 @@ def to_normal(bits: Tensor) -> Tensor:
     return radius * torch.cos(2.0 * math.pi * to_uniform(bits << 23))
 
 
-def thin(counts_z: Tensor, keep_z: Tensor, bits_z: Tensor) -> Tensor:
+def below(draws_z: Tensor, share: Tensor | float) -> Tensor:
+    """(z,) bool: whether draws of `EntryNoise` fall into a share of all, exact to 2^-16."""
+    return draws_z < (share * 65536.0).to(draws_z.dtype) if isinstance(share, Tensor) else draws_z < share * 65536.0
+
+
+def thin(counts_z: Tensor, keep_z: Tensor, first_z: Tensor, noise: EntryNoise) -> Tensor:
     """Binomial thinning of counts: each molecule stays with its cell's keep probability.
 
-    Exact (to 2^-16 in the probability) for counts up to 4, which are nearly all entries of a cell: one Bernoulli draw
-    of 16 bits a molecule.  Larger counts take the normal approximation with the binomial's mean and variance.
+    Exact (to 2^-16 in the probability) for counts up to 4, which are nearly all entries of a cell: one Bernoulli draw a
+    molecule.  Larger counts take the normal approximation with the binomial's mean and variance.
 
     Parameters
     ----------
     counts_z, keep_z
-        (z,) float32 counts and keep probabilities.
-    bits_z
-        (z,) int64 random bits.
+        (z,) float32 counts, all above 0, and keep probabilities.
+    first_z
+        (z,) int32: one of the draws for `Purpose.THINNING`.
+    noise
+        Of the same entries.
     """
-    kept_z = ((bits_z & 0xFFFF) < (keep_z * 65536.0).to(torch.int64)).to(counts_z.dtype)
-    kept_z *= counts_z > 0
+    kept_z = below(first_z, keep_z).to(counts_z.dtype)
     several = (counts_z > 1).nonzero().squeeze(1)  # a third of a cell's entries: only they need more than one draw
-    picked = [values_z.index_select(0, several) for values_z in (counts_z, keep_z, bits_z)]
-    return kept_z.index_copy_(0, several, _thin_several(*picked))
+    counts_m, keep_m, kept_m = (values_z.index_select(0, several) for values_z in (counts_z, keep_z, kept_z))
+    noise_m = noise.of(several)
+    second_m, third_m = (below(draws_m, keep_m) for draws_m in noise_m.draws(Purpose.THINNING_SECOND))
+    kept_m += second_m
+    kept_m += third_m.logical_and_(counts_m > 2)
+    many = (counts_m > 3).nonzero().squeeze(1)
+    counts_k, keep_k, kept_k = (values_m.index_select(0, many) for values_m in (counts_m, keep_m, kept_m))
+    radius_k, angle_k = noise_m.of(many).draws(Purpose.THINNING_MANY)
+    spread_k = torch.sqrt(counts_k * keep_k * (1 - keep_k))
+    normal_k = torch.round(counts_k * keep_k + spread_k * _normal(radius_k, angle_k)).clamp_(min=0)
+    kept_k = torch.where(counts_k > 4, torch.minimum(normal_k, counts_k), kept_k + below(radius_k, keep_k))
+    return kept_z.index_copy_(0, several, kept_m.index_copy_(0, many, kept_k))
 
 
-def _thin_several(counts_z: Tensor, keep_z: Tensor, bits_z: Tensor) -> Tensor:
-    threshold_z = (keep_z * 65536.0).to(torch.int64)
-    kept_z = torch.zeros_like(counts_z)
-    for molecule in range(4):
-        survives = ((bits_z >> (16 * molecule)) & 0xFFFF) < threshold_z
-        kept_z += survives & (counts_z > molecule)
-    many = (counts_z > 4).nonzero().squeeze(1)
-    counts_z, keep_z, bits_z = (values_z.index_select(0, many) for values_z in (counts_z, keep_z, bits_z))
-    spread_z = torch.sqrt(counts_z * keep_z * (1 - keep_z))
-    normal_z = torch.round(counts_z * keep_z + spread_z * to_normal(bits_z)).clamp_(min=0)
-    return kept_z.index_copy_(0, many, torch.minimum(normal_z, counts_z))
+def _normal(radius_z: Tensor, angle_z: Tensor) -> Tensor:
+    """Standard normal of two draws of 16 bits (Box-Muller)."""
+    radius_z, angle_z = ((draws_z + 0.5) / 65536.0 for draws_z in (radius_z, angle_z))
+    return torch.sqrt(-2.0 * torch.log(radius_z)) * torch.cos(2.0 * math.pi * angle_z)

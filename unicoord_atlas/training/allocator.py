@@ -8,6 +8,7 @@ step on CPU.
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
@@ -20,3 +21,10 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES), mallopt(_M_TOP_PAD, _PAD_BYTES)])
+
+
+def give_back_freed_memory() -> None:
+    """Hand to the kernel what is free; nothing where the C library is another one."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
