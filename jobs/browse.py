@@ -79,7 +79,7 @@ def open_browsed(path: Path) -> Browsed:
     cells = cells_of_file(path / LATENTS) if bundled else cells_of_seeds(reference)
     places = places_of(path, cells)
     search = ReferenceCells.open(path, ()).search if (path / INDEX).exists() else None
-    reconfiguration = Reconfiguration(reference, cells.bio(), places, search) if reference.seeds else None
+    reconfiguration = Reconfiguration(reference, cells.bio(), places, cells, search) if reference.seeds else None
     return Browsed(path.name, cells, places, reconfiguration)
 
 

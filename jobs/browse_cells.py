@@ -51,6 +51,8 @@ class BrowsedCells:
     """(n, b)"""
     places: NDArray[np.float32] | None
     """(n, 2) a map that came with them."""
+    means: Callable[[int], NDArray[np.float32]] | None = None
+    """(d,) all continuous coordinates of a cell of a file."""
 
     def shown(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Number, name and obs of these cells, as JSON types."""
@@ -88,7 +90,8 @@ def cells_of_file(path: Path) -> BrowsedCells:
         if tables[key].attrs.get("encoding-type") == "dataframe":
             columns += _of_table(key, tables[key])
     places = np.asarray(tables[UMAP][:], np.float32) if UMAP in tables else None
-    return BrowsedCells(obs, tuple(columns), partial(_whole, tables[BIO]), places)
+    means = partial(_row, tables[DIMS])
+    return BrowsedCells(obs, tuple(columns), partial(_whole, tables[BIO]), places, means)
 
 
 def cells_of_seeds(reference: ReferenceModel) -> BrowsedCells:
@@ -126,6 +129,11 @@ def _of_table(key: str, table: Any) -> list[Column]:
 
 def _whole(table: Any) -> NDArray[np.float32]:
     return np.asarray(table[:], np.float32)
+
+
+def _row(table: Any, row: int) -> NDArray[np.float32]:
+    mean_1d = np.asarray(table[row : row + 1], np.float32)
+    return mean_1d.reshape(-1)
 
 
 def _dimension(table: Any, at: int) -> NDArray[np.float32]:

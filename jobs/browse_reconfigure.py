@@ -8,11 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unicoord_atlas.coordinate_changes import Changes
 from unicoord_atlas.errors import UsageError
 from unicoord_atlas.neighbors.query_knn import query_nearest, search_all
+from unicoord_atlas.points import Points, one_hot
 from unicoord_atlas.reconfigure import reconfigured, seed_points
 from unicoord_atlas.seeds import choose_seeds, seed_labels
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from unicoord_atlas.neighbors.knn import Search
     from unicoord_atlas.reconfigure import Made
     from unicoord_atlas.reference import ReferenceModel
+
+    from .browse_cells import BrowsedCells
 
 _OF_A_TYPE = 20
 """So many seeds stand for a type."""
@@ -39,6 +43,8 @@ class _Asked(BaseModel):
     """Labels of the cells to start from."""
     seed: int | None = None
     """Or the number of one seed."""
+    cell: int | None = None
+    """Or the row of a cell of the map, if that shows cells of a file."""
     labels: dict[str, str] = {}
     values: dict[str, float] = {}
 
@@ -50,6 +56,8 @@ class Reconfiguration:
     reference: ReferenceModel
     bio_rb: NDArray[np.float32]
     places_r2: NDArray[np.float32]
+    cells: BrowsedCells
+    """Those of the map."""
     search: Callable[[int], Search] | None = None
     """By an index that the reference has; by comparing with all cells if None."""
 
@@ -68,7 +76,8 @@ class Reconfiguration:
             for at, each in enumerate(reference.config.network.latent.continuous)
         ]
         labels = [{"name": each.name, "categories": each.categories} for each in reference.config.labels]
-        return {"labels": labels, "continuous": continuous, "seeds": len(seeds)}
+        picks = self.cells.means is not None and not self._lacking()
+        return {"labels": labels, "continuous": continuous, "seeds": len(seeds), "picks_cells": picks}
 
     def answer(self, body: object) -> dict[str, Any]:
         """Genes that change most, where the cells are before and after, and what the encoder says they are.
@@ -89,6 +98,8 @@ class Reconfiguration:
             points = seed_points(reference, chosen)
             assert reference.seeds is not None
             obs = seed_labels(reference, reference.seeds, chosen)
+        elif asked.cell is not None:
+            points, obs = self._of_cell(asked.cell)
         else:
             points, obs = choose_seeds(reference, asked.like, _OF_A_TYPE, 0)
         as_is = Changes(labels=asked.like)
@@ -99,6 +110,33 @@ class Reconfiguration:
         return {"cells": len(points), "genes": self._genes(before, after)} | {
             name: self._place(made) for name, made in (("before", before), ("after", after))
         }
+
+    def _lacking(self) -> list[str]:
+        """Columns with predictions that a cell would have to have, and has not."""
+        labels = [label.name for label in self.reference.config.labels]
+        discrete = [latent.name for latent in self.reference.config.network.latent.discrete]
+        wanted = [f"{name}_predicted" for name in discrete]
+        return [name for name in wanted if name not in self.cells.obs] + [n for n in discrete if n not in labels]
+
+    def _of_cell(self, row: int) -> tuple[Points, pd.DataFrame]:
+        """A cell of the map where its coordinates say, and what was predicted for it as its labels."""
+        cells, reference = self.cells, self.reference
+        if cells.means is None or self._lacking():
+            raise UsageError(f"cell {row}: the map does not show all coordinates of its cells; choose a seed or a type")
+        if not 0 <= row < len(cells.obs):
+            raise UsageError(f"cell {row}: must be in 0..{len(cells.obs) - 1}")
+        mean_1d = cells.means(row)[None]
+        if mean_1d.shape[1] != len(reference.dims):
+            raise UsageError(f"cell {row}: has {mean_1d.shape[1]} coordinates, the reference {len(reference.dims)}")
+        predicted = {
+            label.name: str(cells.obs[f"{label.name}_predicted"].iloc[row]) for label in reference.config.labels
+        }
+        discrete = tuple(
+            one_hot(np.array([label.code(predicted[label.name])]), len(label.categories))
+            for label in reference.config.labels
+        )
+        points = Points(np.zeros(1, np.int64), discrete, mean_1d, np.zeros_like(mean_1d), np.ones(1, np.float32))
+        return points, pd.DataFrame(predicted, index=[str(cells.obs.index[row])])
 
     def _genes(self, before: Made, after: Made) -> list[dict[str, Any]]:
         change = after.values_g - before.values_g

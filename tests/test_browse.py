@@ -23,7 +23,9 @@ from unicoord_atlas.generate import Generation
 from unicoord_atlas.jobs import browse, browse_map
 from unicoord_atlas.jobs.browse_app import make_app
 from unicoord_atlas.jobs.browse_cells import cells_of_file
-from unicoord_atlas.reconfigure import bio_of_seeds
+from unicoord_atlas.points import Points
+from unicoord_atlas.reconfigure import bio_of_seeds, reconfigured
+from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.report.plane import umap_of_many
 
 HOSTILE = '<img src=x onerror="throw 1">'
@@ -242,6 +244,32 @@ def test_what_cannot_be_asked_is_said(changing, body, words):
     answer = changing.post("/api/reconfigure", json=body)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
+
+
+def test_a_cell_of_the_map_is_where_its_coordinates_say(folder, changing):
+    """The same as `generate` from these means and the predicted class."""
+    reference = ReferenceModel.load(folder / "with_cells")
+    cells = anndata.read_zarr(folder / "with_cells" / "latents.zarr")
+    row = 7
+    assert changing.get("/api/facts").json()["reconfigure"]["picks_cells"]
+    codes = {
+        label.name: label.code(str(cells.obs[f"{label.name}_predicted"].iloc[row])) for label in reference.config.labels
+    }
+    mean = np.asarray(cells.obsm["X_unicoord"][row : row + 1], np.float32)
+    discrete = tuple(
+        np.eye(len(label.categories), dtype=np.float32)[[codes[label.name]]] for label in reference.config.labels
+    )
+    points = Points(np.zeros(1, np.int64), discrete, mean, np.zeros_like(mean), np.ones(1, np.float32))
+    obs = pd.DataFrame(index=["cell"])
+    before, after = (
+        reconfigured(reference, points, obs, changes) for changes in (Changes(), Changes(values={"time": 1.5}))
+    )
+    answer = changing.post("/api/reconfigure", json={"cell": row, "values": {"time": 1.5}}).json()
+    genes = {each["gene"]: each["change"] for each in answer["genes"]}
+    change = dict(zip(reference.own_genes, after.values_g - before.values_g, strict=True))
+    assert genes and all(abs(change[gene] - value) < 1e-5 for gene, value in genes.items())
+    for body, words in (({"cell": 50}, "must be in 0..49"), ({"cell": -1}, "must be in 0..49")):
+        assert words in changing.post("/api/reconfigure", json=body).json()["error"]
 
 
 def test_seeds_are_the_map_of_a_reference_without_cells(folder):

@@ -8,15 +8,17 @@ export class Reconfigure {
     this.facts = facts;
     this.answer = null;
     this.asked = 0;
+    this.cell = null;  // of the map, to start from
     find("reconfigure").hidden = false;
     facts.labels.forEach((label) => find("like-label").add(new Option(label.name)));
     const supervised = facts.continuous.filter((each) => each.supervised);
     const free = facts.continuous.filter((each) => !each.supervised);
     for (const each of [...facts.labels, ...supervised, ...free]) find("coordinate").add(new Option(each.name));
     find("seed").max = facts.seeds - 1;
-    find("like-label").addEventListener("change", () => { this.likeClasses(); this.ask(); });
+    find("like-label").addEventListener("change", () => { this.cell = null; this.likeClasses(); this.ask(); });
     find("coordinate").addEventListener("change", () => { this.coordinate(); this.ask(); });
-    for (const id of ["like-class", "seed", "class"]) find(id).addEventListener("change", () => this.ask());
+    for (const id of ["like-class", "seed"]) find(id).addEventListener("change", () => { this.cell = null; this.ask(); });
+    find("class").addEventListener("change", () => this.ask());
     find("slider").addEventListener("input", () => {
       find("value").textContent = Number(find("slider").value).toPrecision(4);
       clearTimeout(this.sliding);
@@ -45,10 +47,11 @@ export class Reconfigure {
     find("value").textContent = Number(slider.value).toPrecision(4);
   }
 
-  // A cell of the map was clicked: if the map shows the seeds, it is the one to start from.
+  // A cell of the map was clicked: it is the one to start from.
   picked(row) {
-    if (this.atlas.facts.cells !== this.facts.seeds) return;
-    find("seed").value = row;
+    if (this.facts.picks_cells) [this.cell, find("seed").value] = [row, ""];
+    else if (this.atlas.facts.cells === this.facts.seeds) find("seed").value = row;
+    else return;
     this.ask();
   }
 
@@ -56,7 +59,8 @@ export class Reconfigure {
     return this.atlas.guarded(async () => {
       const name = find("coordinate").value, seed = find("seed").value;
       const body = { labels: {}, values: {} };
-      if (seed !== "") body.seed = Number(seed);
+      if (this.cell !== null) body.cell = this.cell;
+      else if (seed !== "") body.seed = Number(seed);
       else if (find("like-class").value) body.like = { [find("like-label").value]: find("like-class").value };
       if (find("class").hidden) body.values[name] = Number(find("slider").value);
       else body.labels[name] = find("class").value;
