@@ -52,6 +52,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="5,000 cells, one run each")
     parser.add_argument("--atlas", type=Path, help="atlas store to measure on, instead of a random one")
+    parser.add_argument(
+        "--written-by",
+        choices=("convert", "tiledbsoma"),
+        default="convert",
+        help="the experiment is written by `unicoord-atlas convert`, or as tiledbsoma.io.from_anndata does by default",
+    )
     parser.add_argument("--peer-python", type=Path, help="a Python with tiledbsoma-ml")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each reader")
     parser.add_argument("--json", type=Path, help="where to write the result")
@@ -97,7 +103,10 @@ def run_all(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     atlas = args.atlas or random_atlas(folder, 5_000 if args.quick else 50_000)
     repeats, soma = 1 if args.quick else args.repeats, folder / "cells.soma"
-    convert.run(convert.ConvertOptions(atlas, soma))
+    if args.written_by == "convert":
+        convert.run(convert.ConvertOptions(atlas, soma))
+    else:
+        write_plainly(atlas, soma)
     runs: dict[str, list[dict[str, float]]] = {reader: [] for reader in READERS}
     for _ in range(repeats):
         for reader in READERS:
@@ -106,6 +115,7 @@ def run_all(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     readers = {reader: middle(those) for reader, those in runs.items()}
     store = open_store(atlas)
     facts: dict[str, Any] = {
+        "written_by": args.written_by,
         "cells": store.n_obs,
         "genes": store.n_vars,
         "counts_per_cell": int(store.indptr[-1]) / store.n_obs,
@@ -121,6 +131,17 @@ def run_all(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         readers["tiledbsoma-ml"] = {**settings, **middle([best, *again])}
         facts["peer_settings_tried"] = tried
     return {**facts, "readers": readers}
+
+
+def write_plainly(atlas: Path, soma: Path) -> None:
+    """The cells as another program would write them: tiles and compression are the library's own."""
+    import tiledbsoma.io
+
+    cells = anndata.read_zarr(atlas)
+    X = cells.X
+    matrix = sp.csr_matrix((X.data.astype(np.float32), X.indices.astype(np.int32), X.indptr), X.shape)
+    plain = anndata.AnnData(matrix, cells.obs[[]].copy(), cells.var[[]].copy())
+    tiledbsoma.io.from_anndata(str(soma), plain, "RNA", X_layer_name="data")
 
 
 def middle(runs: list[dict[str, float]]) -> dict[str, float]:

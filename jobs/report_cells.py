@@ -101,7 +101,7 @@ def _of_latents(latents: Latents, most: int) -> tuple[NDArray[np.int64], NDArray
         f"UMAP of the latents, {total:,} cells: {most // 2:,} at random are laid out, the others lie between the "
         "nearest of those. A pixel has the mean colour of its cells."
     )
-    return rows, umap_of_many(latents.table(_BIO, rows), most // 2), line
+    return rows, umap_of_many(latents.rows_of(_BIO), most // 2), line
 
 
 def _has(store: CellStore, *names: str) -> bool:

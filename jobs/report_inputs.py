@@ -45,11 +45,33 @@ class Latents:
         table = self._group[f"obsm/{key}"]
         return np.asarray(table[:] if len(rows) == len(self.obs) else table.oindex[rows], np.float32)
 
+    def rows_of(self, key: str) -> RowsOfTable:
+        """The same, read as it is indexed."""
+        return RowsOfTable(self._group[f"obsm/{key}"])
+
     def frame(self, key: str, rows: NDArray[np.int64]) -> pd.DataFrame | None:
         """The same of a table with named columns; None if there is none."""
         if key not in self._group["obsm"]:
             return None
         return pd.DataFrame(anndata.io.read_elem(self._group[f"obsm/{key}"])).iloc[rows]
+
+
+@dataclass(frozen=True)
+class RowsOfTable:
+    """A table of obsm in its file: of a million cells it would be a gigabyte."""
+
+    _table: Any
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self._table.shape[0])
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """These rows, ascending; those that lie close together are cut out of what lies between."""
+        first, stop = int(rows[0]), int(rows[-1]) + 1
+        if stop - first <= 4 * len(rows):
+            return np.asarray(self._table[first:stop], np.float32)[rows - first]
+        return np.asarray(self._table.oindex[rows], np.float32)
 
 
 @dataclass(frozen=True)

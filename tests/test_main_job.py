@@ -35,9 +35,8 @@ from unicoord_atlas.jobs.cli import run_command
 from unicoord_atlas.jobs.demo import recover_counts
 from unicoord_atlas.jobs.parts import Part
 from unicoord_atlas.reference import ReferenceModel
-from unicoord_atlas.training import ahead, loop
+from unicoord_atlas.training import loop
 from unicoord_atlas.training.metrics import read_metrics
-from unicoord_atlas.training.signals import Stopped
 
 SETTINGS = [
     'latent.discrete=["cell_type"]',
@@ -432,29 +431,3 @@ def test_the_summary_shows_the_exported_epoch_and_the_whole_run():
     words = " ".join(shown.get().split())
     assert "epoch 1 of 2" in words and "20 steps in 4.0 min: 175 cells/s, data wait 5.0%" in words
     assert "5.0000" in words and "4.0000" in words and "3.5" not in words and "0.9000" in words
-
-
-def test_minibatches_prepared_ahead_train_the_same(folder, tmp_path, monkeypatch):
-    """With a thread that prepares the next minibatch or without, also in parts and behind a stop; to the last bit."""
-    config = RunConfig.load(None, [*SETTINGS, "train.epochs=2", "train.accumulate_steps=2", "train.batch_size=64"])
-    real, calls = loop._step, []
-
-    def stopping(run, state, *given):
-        calls.append(None)
-        if len(calls) == 7:
-            state.received.append(signal.SIGTERM)
-        return real(run, state, *given)
-
-    for name, is_ahead in (("ahead", True), ("after", False)):
-        monkeypatch.setattr(ahead, "_has_idle_cores", lambda run, is_ahead=is_ahead: is_ahead)
-        calls.clear()
-        monkeypatch.setattr(loop, "_step", stopping)
-        with pytest.raises(Stopped):
-            train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / name, config))
-        monkeypatch.setattr(loop, "_step", real)
-        train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / name, config))
-    train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / "whole", config))
-    runs = [tmp_path / name for name in ("ahead", "after", "whole")]
-    assert loss_curve(runs[0]) == loss_curve(runs[1]) == loss_curve(runs[2])
-    weights = [(run / "model" / "model.safetensors").read_bytes() for run in runs]
-    assert weights[0] == weights[1] == weights[2]

@@ -65,19 +65,6 @@ class StepOutput:
     """Scalar, with gradient: mean squared error of the cells decoded from where their neighbours are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What can be made of a minibatch before any weight is looked at."""
-
-    rows: SparseRows
-    """Log-normalized cells: what the decoder should say."""
-    order: GeneOrder
-    seen: SparseRows
-    """What the encoder sees of them."""
-    seen_order: GeneOrder | None
-    """None where no gradient is wanted."""
-
-
 class JointVAE(nn.Module):
     """Joint variational autoencoder over discrete and continuous latent dimensions."""
 
@@ -229,22 +216,15 @@ class JointVAE(nn.Module):
             self._partly_measured[tile] if masked else None,
         )
 
-    @torch.no_grad()
-    def prepared(self, batch: MiniBatch, noise: Noise | None, sorts_seen: bool = True) -> Prepared:
-        """What `forward` begins with; it may be made in another thread."""
-        rows = self.normalized(batch)
-        seen = rows if noise is None else self.augmented(batch, noise)
-        return Prepared(rows, GeneOrder.of(rows), seen, GeneOrder.of(seen) if sorts_seen else None)
-
-    def forward(self, batch: MiniBatch, noise: Noise | None = None, prepared: Prepared | None = None) -> StepOutput:
+    def forward(self, batch: MiniBatch, noise: Noise | None = None) -> StepOutput:
         """Encode, draw, decode and compare: with noise a training step, without a deterministic one.
 
         The decoder gets the PREDICTED categories as a soft Gumbel sample, and labels only under `decode_labels`.
-        `prepared` is of the same batch and noise; it is made here if it is not given.
         """
-        made = self.prepared(batch, noise, torch.is_grad_enabled()) if prepared is None else prepared
-        rows, order = made.rows, made.order
-        posterior = self.encode(made.seen, made.seen_order, noise)
+        rows = self.normalized(batch)
+        order = GeneOrder.of(rows)
+        seen = rows if noise is None else self.augmented(batch, noise)
+        posterior = self.encode(seen, GeneOrder.of(seen) if torch.is_grad_enabled() else None, noise)
         latent_nw = posterior.mode() if noise is None else posterior.sample(noise, self.spec.temperature)
         if noise is not None and self.spec.decode_labels:
             latent_nw = with_labels(latent_nw, batch.codes_nl, batch.values_nc, self.spec.latent)

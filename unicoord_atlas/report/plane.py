@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -35,7 +35,15 @@ def umap_of_points(points_nd: NDArray[np.float32], seed: int = 0) -> NDArray[np.
     return places
 
 
-def umap_of_many(points_nd: NDArray[np.float32], most: int = MOST_POINTS, seed: int = 0) -> NDArray[np.float32]:
+class PointRows(Protocol):
+    """(n, d) points, an array or in a file, of which ascending rows are taken."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]: ...
+
+
+def umap_of_many(points_nd: PointRows, most: int = MOST_POINTS, seed: int = 0) -> NDArray[np.float32]:
     """(n, 2) UMAP of `most` points at random; the others lie between the nearest three of those.
 
     Raises

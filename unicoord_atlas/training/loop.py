@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .ahead import StepInput, step_inputs
+from unicoord_atlas.model.noise import Noise
+
 from .averaging import AveragedWeights
 from .checkpoint import Parts, Progress, load_checkpoint, save_best, save_checkpoint
 from .metrics import RunningMeans, append_metrics, drop_metrics_after, require_finite, require_finite_weights
@@ -23,9 +23,11 @@ from .signals import Stopped, noted_signals
 from .validation import validate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterator, Mapping
 
     import torch
+
+    from unicoord_atlas.batch import MiniBatch
 
 _LOOK_EVERY = 50
 """Steps between lines of the log, and between looks at the losses where a look makes the host wait for a device."""
@@ -42,8 +44,6 @@ class _State:
     progress: Progress
     received: list[int]
     saved_at: float
-    stream: Mapping[str, Any] = field(default_factory=dict)
-    """Where it is behind the minibatch that was trained on last; a later one may have been taken from it."""
 
 
 def run_training(run: Training) -> Progress:
@@ -104,12 +104,11 @@ def _train_epoch(run: Training, state: _State) -> dict[str, float]:
     """All remaining steps of an epoch; returns mean losses over all ranks, and speed."""
     progress = state.progress
     means, clock = RunningMeans(progress.means), EpochClock()
-    num_steps = len(run.training) // run.config.accumulate_steps
-    inputs = step_inputs(run, progress.step, num_steps, clock)
+    num_steps, batches = len(run.training) // run.config.accumulate_steps, iter(run.training)
     bar = run.bar(range(num_steps), num_steps, f"epoch {progress.epoch + 1}/{run.num_epochs}")
     run.model.train()
     for _ in bar:
-        terms = _step(run, state, islice(inputs, run.config.accumulate_steps), clock)
+        terms = _step(run, state, _parts_of_step(run, batches, clock))
         progress.step += 1
         if state.parts.averaged is not None:
             state.parts.averaged.update(progress.step)
@@ -123,7 +122,7 @@ def _train_epoch(run: Training, state: _State) -> dict[str, float]:
         else:
             means.add(terms)
         if stop or _due(run, state):
-            progress.stream, progress.means = state.stream, means.saved()
+            progress.stream, progress.means = run.training.state_dict(), means.saved()
             _save(run, state)
         if stop:
             run.accelerator.wait_for_everyone()  # the first to leave would take the one that saves with it
@@ -144,18 +143,24 @@ def _log_step(run: Training, step: int, terms: Mapping[str, float]) -> None:
             append_metrics(run.folder / "steps.jsonl", {"step": step, **terms})
 
 
-def _step(run: Training, state: _State, inputs: Iterable[StepInput], clock: EpochClock) -> Mapping[str, torch.Tensor]:
+def _parts_of_step(run: Training, batches: Iterator[MiniBatch], clock: EpochClock) -> Iterator[MiniBatch]:
+    for _ in range(run.config.accumulate_steps):
+        with clock.waiting():
+            batch = next(batches)
+        clock.cells += len(batch)
+        yield batch.to(run.accelerator.device)
+
+
+def _step(run: Training, state: _State, batches: Iterator[MiniBatch]) -> Mapping[str, torch.Tensor]:
     """One optimizer step; returns this rank's weighted loss terms without waiting for the device."""
     step, parts = state.progress.step, run.config.accumulate_steps
     for group in state.parts.optimizer.param_groups:
         group["lr"] = learning_rate(step, run.config, run.num_steps)
     sums: dict[str, torch.Tensor] = {}
-    for number, given in enumerate(inputs, 1):
-        batch, state.stream = given.batch, given.stream
-        clock.cells += len(batch)
+    for number, batch in enumerate(batches, 1):
         # Only the last part's backward pass sends gradients, the sum over all parts.
         with nullcontext() if number == parts else run.accelerator.no_sync(state.wrapped):
-            output = state.wrapped(batch, given.noise, given.prepared)
+            output = state.wrapped(batch, Noise(run.config.seed, step, batch.rows_n))
             loss = run.objective(output, batch, step)
             run.accelerator.backward(loss.total if parts == 1 else loss.total / parts)
         if run.table is not None:
