@@ -24,12 +24,14 @@ from unicoord_atlas.neighbors.knn import (
     nearest,
     needs_lists,
     recall,
+    rows_by_list,
     save_lists,
     search_in_one_thread,
     true_distances,
 )
 
 from .graph_pass import RunPieces, pieces
+from .row_file import RowFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .graph_pass import Rows
-    from .row_file import RowFile
 
 _QUERIES = 8_192
 _TUNED_ON, _MEASURED_ON = 500, 2_000
@@ -67,6 +68,8 @@ class KnnTask:
     metric: Metric
     """With "cosine" the points have length 1."""
     groups: tuple[Group, ...]
+    order: Path | None = None
+    """File of the rows in the order in which they are asked for; None if it is their own."""
 
     def open_points(self) -> NDArray[np.float32]:
         """(n, d), mapped into memory."""
@@ -111,7 +114,18 @@ def prepare_groups(
             save_lists(build_lists(inside_nd, seed), file)
         probes = choose_probes(points_nd, sample, members_n, load_lists(file), k, wanted_recall)
         groups.append(Group(members, file, probes))
-    return KnnTask(points.path, num_points, num_dims, k, metric, tuple(groups))
+    order = _order_by_lists(groups[0].lists) if batches is None and groups[0].lists is not None else None
+    return KnnTask(points.path, num_points, num_dims, k, metric, tuple(groups), order)
+
+
+def _order_by_lists(lists: Path) -> Path:
+    """File of all rows, list after list: neighbours look into the same lists, which are still in the cache then."""
+    path = lists.with_suffix(".order.npy")
+    if not path.exists():
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, rows_by_list(load_lists(lists)))
+        partial.replace(path)
+    return path
 
 
 def measured_recall(task: KnnTask, seed: int) -> float:
@@ -134,6 +148,23 @@ def write_neighbors(
     task: KnnTask, indices: RowFile, distances: RowFile, run: RunPieces, progress: Callable[[int], object]
 ) -> None:
     """Append the neighbours of all cells that the files do not have yet."""
+    if task.order is None:
+        _append_neighbors(task, indices, distances, run, progress)
+        return
+    found, far = (
+        RowFile(file.path.with_name(f"by_list.{file.path.name}"), *file.shape, file.dtype)
+        for file in (indices, distances)
+    )
+    _append_neighbors(task, found, far, run, progress)
+    rows_n = np.load(task.order)
+    indices.put_in_place(found, rows_n)
+    distances.put_in_place(far, rows_n)
+
+
+def _append_neighbors(
+    task: KnnTask, indices: RowFile, distances: RowFile, run: RunPieces, progress: Callable[[int], object]
+) -> None:
+    """In the order of the task."""
     indices.next_row = distances.next_row = min(indices.next_row, distances.next_row)
     progress(distances.next_row)
     left = pieces(task.num_points, distances.next_row, _QUERIES)
@@ -151,7 +182,8 @@ def _neighbors_beside_others(task: KnnTask, rows: Rows) -> tuple[NDArray[np.int3
 
 
 def _neighbors_of_piece(task: KnnTask, rows: Rows) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    points_nd, queries = task.open_points(), np.arange(*rows)
+    points_nd = task.open_points()
+    queries = np.arange(*rows) if task.order is None else np.load(task.order, mmap_mode="r")[slice(*rows)]
     found = [nearest(points_nd, queries, members, search, task.k) for members, search in _searches(task)]
     rows_nk = np.concatenate([rows for rows, _ in found], axis=1)
     distances_nk = np.concatenate([distances for _, distances in found], axis=1)

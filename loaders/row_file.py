@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_ROWS = 1 << 16
+
+
 class RowFile:
     """(n, width) values, plain bytes; `next_row` rows are there."""
 
@@ -29,7 +32,18 @@ class RowFile:
         with self.path.open("r+b" if self.next_row else "wb") as file:
             file.seek(self.next_row * self.shape[1] * self.dtype.itemsize)
             file.write(np.ascontiguousarray(values, self.dtype).data)
-        self.next_row += len(values)
+        self._reached(self.next_row + len(values))
+
+    def put_in_place(self, source: RowFile, places_n: NDArray[np.int64]) -> None:
+        """All rows at once: row i of another table becomes row places_n[i]."""
+        target = np.memmap(self.path, self.dtype, "w+", shape=self.shape)
+        for start in range(0, self.shape[0], _ROWS):
+            target[places_n[start : start + _ROWS]] = source[start : start + _ROWS]
+        target.flush()
+        self._reached(self.shape[0])
+
+    def _reached(self, next_row: int) -> None:
+        self.next_row = next_row
         partial = self._count.with_suffix(".partial")
         partial.write_text(str(self.next_row))
         partial.replace(self._count)

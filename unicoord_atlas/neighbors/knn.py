@@ -127,6 +127,15 @@ def load_lists(path: Path) -> Any:
     return faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
 
 
+def rows_by_list(index: Any) -> NDArray[np.int64]:
+    """(n,) all points, list after list."""
+    faiss, lists = import_faiss(), index.invlists
+    sizes = [(number, lists.list_size(number)) for number in range(index.nlist)]
+    return np.concatenate(
+        [faiss.rev_swig_ptr(lists.get_ids(number), size).astype(np.int64) for number, size in sizes if size]
+    )
+
+
 def search_in_one_thread() -> None:
     """Have faiss search in the calling thread alone: where others work beside it, its own would only be in the way."""
     import_faiss().omp_set_num_threads(1)  # OpenMP keeps the number for each thread that asks
