@@ -51,8 +51,9 @@ def runs(tmp_path_factory) -> dict[int, Path]:
     program, out = str(Path(__file__).with_name("two_ranks.py")), tmp_path_factory.mktemp("ranks")
     commands = {1: [program], 2: [*TORCHRUN, "--nproc-per-node", "2", program]}
     for ranks, command in commands.items():
-        given = {"check": True, "env": ENVIRONMENT, "timeout": 120, "capture_output": True}
-        subprocess.run([sys.executable, *command, str(out / str(ranks)), *CASES], **given)
+        given = {"env": ENVIRONMENT, "timeout": 120, "capture_output": True, "text": True}
+        ended = subprocess.run([sys.executable, *command, str(out / str(ranks)), *CASES], **given)
+        assert not ended.returncode, ended.stderr[-5000:]
     return {ranks: out / str(ranks) for ranks in commands}
 
 
