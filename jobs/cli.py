@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from .report_command import add_report
 from .restore_command import add_restore
 from .simulate_command import add_simulate
 
+_ONE_OF_SEVERAL = "TORCHELASTIC_RUN_ID"
 _TYPER_USAGE = 2
 
 app = typer.Typer(
@@ -282,7 +284,13 @@ add_simulate(app)
 
 def main() -> None:
     """Entry point: runs a command and turns errors into one line and an exit code."""
-    sys.exit(run_command(app))
+    code = run_command(app)
+    if _ONE_OF_SEVERAL in os.environ:
+        # Threads of gloo that outlive their group abort a process that ends on a busy machine: it would seem to fail.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_command(command: Callable[[], Any]) -> int:

@@ -3,6 +3,7 @@
 two_ranks.py OUT DTYPE ACCUMULATE CLIP
 """
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -106,3 +107,5 @@ if __name__ == "__main__":
     for name in sys.argv[2:] or CASES:
         train(name, Path(sys.argv[1]) / name)
     PartialState().destroy_process_group()
+    sys.stderr.flush()
+    os._exit(0)  # threads of gloo that outlive their group abort a process that ends on a busy machine
