@@ -76,8 +76,12 @@ class Reconfiguration:
             for at, each in enumerate(reference.config.network.latent.continuous)
         ]
         labels = [{"name": each.name, "categories": each.categories} for each in reference.config.labels]
-        picks = self.cells.means is not None and not self._lacking()
-        return {"labels": labels, "continuous": continuous, "seeds": len(seeds), "picks_cells": picks}
+        return {
+            "labels": labels,
+            "continuous": continuous,
+            "seeds": len(seeds),
+            "picks_cells": self._picks_cells,
+        }
 
     def answer(self, body: object) -> dict[str, Any]:
         """Genes that change most, where the cells are before and after, and what the encoder says they are.
@@ -111,29 +115,28 @@ class Reconfiguration:
             name: self._place(made) for name, made in (("before", before), ("after", after))
         }
 
-    def _lacking(self) -> list[str]:
-        """Columns with predictions that a cell would have to have, and has not."""
-        labels = [label.name for label in self.reference.config.labels]
-        discrete = [latent.name for latent in self.reference.config.network.latent.discrete]
-        wanted = [f"{name}_predicted" for name in discrete]
-        return [name for name in wanted if name not in self.cells.obs] + [n for n in discrete if n not in labels]
+    @property
+    def _picks_cells(self) -> bool:
+        """Whether the cells of the map have a value of every dimension of this reference."""
+        reference, cells = self.reference, self.cells
+        labels = [label.name for label in reference.config.labels]
+        supervised = labels == [latent.name for latent in reference.config.network.latent.discrete]
+        return cells.means is not None and supervised and all(f"{name}_predicted" in cells.obs for name in labels)
 
     def _of_cell(self, row: int) -> tuple[Points, pd.DataFrame]:
         """A cell of the map where its coordinates say, and what was predicted for it as its labels."""
         cells, reference = self.cells, self.reference
-        if cells.means is None or self._lacking():
+        if cells.means is None or not self._picks_cells:
             raise UsageError(f"cell {row}: the map does not show all coordinates of its cells; choose a seed or a type")
         if not 0 <= row < len(cells.obs):
             raise UsageError(f"cell {row}: must be in 0..{len(cells.obs) - 1}")
         mean_1d = cells.means(row)[None]
         if mean_1d.shape[1] != len(reference.dims):
             raise UsageError(f"cell {row}: has {mean_1d.shape[1]} coordinates, the reference {len(reference.dims)}")
-        predicted = {
-            label.name: str(cells.obs[f"{label.name}_predicted"].iloc[row]) for label in reference.config.labels
-        }
+        labels = reference.config.labels
+        predicted = {label.name: str(cells.obs[f"{label.name}_predicted"].iloc[row]) for label in labels}
         discrete = tuple(
-            one_hot(np.array([label.code(predicted[label.name])]), len(label.categories))
-            for label in reference.config.labels
+            one_hot(np.array([label.code(predicted[label.name])]), len(label.categories)) for label in labels
         )
         points = Points(np.zeros(1, np.int64), discrete, mean_1d, np.zeros_like(mean_1d), np.ones(1, np.float32))
         return points, pd.DataFrame(predicted, index=[str(cells.obs.index[row])])

@@ -63,13 +63,17 @@ def _make_room(copies: Path, copy: Path, most_bytes: int, uri: str) -> None:
     """Remove copies that nobody has open, those not used for longest first, until the others take so much at most."""
     if most_bytes < 0:
         raise UsageError(f"{uri}: its counts may take more than --cache-size; give a larger one, or leave out --cache")
+    for left in copies.glob(".*.partial"):  # of killed processes: whoever makes a copy holds the folder
+        if left.name != f".{copy.name}.partial":
+            shutil.rmtree(left)
     others = sorted((path for path in copies.glob("*.zarr") if path != copy), key=_last_used)
     sizes = {path: _num_bytes(path) for path in others}
     for path in others:
         if sum(sizes.values()) <= most_bytes:
             return
         with suppress(BlockingIOError), held(path, wait=False):
-            shutil.rmtree(path)
+            aside = path.rename(path.with_name(f".{path.name}.removed.partial"))  # half a copy never has its name
+            shutil.rmtree(aside)
             del sizes[path]
     if sum(sizes.values()) > most_bytes:
         raise UsageError(f"{uri}: other runs use what --cache-size allows; wait for them, or give a larger one")

@@ -45,7 +45,11 @@ CacheFolder = Annotated[
     ),
 ]
 CacheSize = Annotated[
-    str, typer.Option(help="What --cache may take; what earlier runs left is removed first.", metavar="SIZE")
+    str,
+    typer.Option(
+        help="What --cache may take, of atlases and of SOMAs each; what earlier runs left is removed first.",
+        metavar="SIZE",
+    ),
 ]
 
 

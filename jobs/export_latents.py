@@ -74,11 +74,10 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
         return run_in_parts(options.dask, run, options, store.n_obs)
     result = {"cells": store.n_obs, "dims": list(reference.dims)}
     if options.part is None:
-        check_output(options.out, inputs, {})
-        with table_files(options.out) as files:
+        with finished_directory(options.out, inputs, {}) as partial, table_files(options.out) as files:
             batches = _in_order(store, 0, store.n_obs)
             obs = annotated(reference, batches, store.obs(), files.make, TITLE, probabilities=True)
-            _write(options.out, inputs, reference, obs, files)
+            _write(partial, reference, obs, files)
         return {"latents": str(options.out), **result}
     check_output(options.out, inputs, {})
     first, last = options.part.rows(store.n_obs)
@@ -88,22 +87,21 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
 
     def join(parts: Sequence[Path]) -> None:
         obs = with_columns(store.obs(), parts)
-        with table_files(options.out) as files:
+        with finished_directory(options.out, inputs, {}) as partial, table_files(options.out) as files:
             copy_tables(parts, files.make)
-            _write(options.out, inputs, reference, obs, files)
+            _write(partial, reference, obs, files)
 
     whole = do_part(options.part, options.out, inputs, {}, write, join)
     return {"part": [first, last], **({"latents": str(options.out), **result} if whole else {})}
 
 
-def _write(out: Path, inputs: Sequence[Path], reference: ReferenceModel, obs: pd.DataFrame, files: TableFiles) -> None:
-    """The finished directory, of tables that lie in files: memory grows with obs alone."""
+def _write(partial: Path, reference: ReferenceModel, obs: pd.DataFrame, files: TableFiles) -> None:
+    """All of the output, of tables that lie in files: memory grows with obs alone."""
     facts, coordinates = facts_of(reference), files.tables["X_unicoord"]
     adata = anndata.AnnData(obs=obs, obsm=named_tables(reference, coordinates, obs.index), uns={"unicoord": facts})
-    with finished_directory(out, inputs, {}) as partial:
-        write_anndata(adata, partial)
-        add_tables(partial, files.tables)
-        write_parquet(partial / "latents.parquet", obs, reference.dims, coordinates)
+    write_anndata(adata, partial)
+    add_tables(partial, files.tables)
+    write_parquet(partial / "latents.parquet", obs, reference.dims, coordinates)
 
 
 def _write_rows(store: CellStore, reference: ReferenceModel, first: int, last: int, partial: Path) -> None:

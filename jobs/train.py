@@ -45,7 +45,7 @@ from .diffusion import graph_of, latent_table, with_neighbors
 from .mirrored_run import mirrored, send_finished
 from .run_identity import by_dotted_name, claim, refuse_other
 from .train_report import write_report
-from .train_summary import summary_table
+from .train_summary import preparation_text, summary_table
 from .workdir import finished_directory
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _train(options: TrainOptions, store: CellStore, mirror: RunMirror | None) ->
     prepared = prepare_store(store, config)
     accelerator = make_accelerator(config.train, choose_device(config.train), options.out)
     if accelerator.is_main_process:
-        _say_preparation(prepared, options)
+        _say(preparation_text(prepared, options.config.data.min_cells))
     run = _assemble(options, store, prepared, accelerator)
     run.mirror = mirror
     expected = estimate(run, options.config.stream.memory_bytes)
@@ -272,20 +272,6 @@ def _finish(options: TrainOptions, store: CellStore, prepared: Preparation, run:
     with finished_directory(folder, [Path(store.uri)], options.config.model_dump(mode="json")) as partial:
         reference.save(partial)
     return dict(reference.config.metrics)
-
-
-def _say_preparation(prepared: Preparation, options: TrainOptions) -> None:
-    _say(f"{len(prepared.training_rows):,} training cells, {len(prepared.validation_rows):,} for validation")
-    for remark in prepared.remarks:
-        _say(f"  {remark}")
-    for label in prepared.labels:
-        _say(f"  {label.name}: {len(label.categories)} classes, {sum(label.counts):,} labelled training cells")
-        if label.folded:
-            rare = ", ".join(f"{name} ({count})" for name, count in label.folded.items())
-            _say(
-                f"  {label.name}: folded into 'other' "
-                f"(under data.min_cells = {options.config.data.min_cells} cells): {rare}"
-            )
 
 
 def _summary(options: TrainOptions, progress: Progress, metrics: dict[str, float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The table that `train` ends with: losses and accuracies of the exported epoch, and what the run took."""
+"""What `train` says of its cells before it begins, and the table that it ends with."""
 
 from __future__ import annotations
 
@@ -9,8 +9,22 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from unicoord_atlas.training.preparation import Preparation
+
 _SPEED = ("seconds", "cells_per_second", "data_wait")
 _VALIDATION = "validation_"
+
+
+def preparation_text(prepared: Preparation, min_cells: int) -> str:
+    """Numbers of cells, remarks, and the classes of each label; those with fewer than `min_cells` are folded."""
+    lines = [f"{len(prepared.training_rows):,} training cells, {len(prepared.validation_rows):,} for validation"]
+    lines += [f"  {remark}" for remark in prepared.remarks]
+    for label in prepared.labels:
+        lines.append(f"  {label.name}: {len(label.categories)} classes, {sum(label.counts):,} labelled training cells")
+        if label.folded:
+            rare = ", ".join(f"{name} ({count})" for name, count in label.folded.items())
+            lines.append(f"  {label.name}: folded into 'other' (under data.min_cells = {min_cells} cells): {rare}")
+    return "\n".join(lines)
 
 
 def summary_table(entries: Sequence[Mapping[str, Any]], best_epoch: int, metrics: Mapping[str, float]) -> Table:

@@ -103,14 +103,12 @@ def _add_to_hdf5(path: Path, tables: Mapping[str, RowFile]) -> None:
 
 def write_parquet(path: Path, obs: pd.DataFrame, dims: Sequence[str], coordinates: RowFile) -> None:
     """One row a cell: its name, obs, and every dimension of X_unicoord by name."""
-    schema = writer = None
-    for start in range(0, len(obs), _ROWS):
-        part = obs.iloc[start : start + _ROWS]
-        values = coordinates[slice(start, start + _ROWS)]
-        table = pd.concat([part, pd.DataFrame(values, part.index, [f"unicoord_{name}" for name in dims])], axis=1)
-        group = pa.Table.from_pandas(table, schema=schema, preserve_index=True)
-        if writer is None:
-            schema, writer = group.schema, pq.ParquetWriter(path, group.schema)
-        writer.write_table(group)
-    if writer is not None:
-        writer.close()
+    names = [f"unicoord_{name}" for name in dims]
+    schema = pa.Schema.from_pandas(obs, preserve_index=True)  # of all rows: the first may lack what later ones have
+    for name in names:
+        schema = schema.append(pa.field(name, pa.float32()))
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, len(obs), _ROWS):
+            part, values = obs.iloc[start : start + _ROWS], coordinates[slice(start, start + _ROWS)]
+            table = pd.concat([part, pd.DataFrame(values, part.index, names)], axis=1)
+            writer.write_table(pa.Table.from_pandas(table, schema=schema, preserve_index=True))

@@ -105,14 +105,14 @@ class ShardReader:
         if encoded is None:
             encoded = self._chunks[part.chunk] = self._chunk(part.chunk)
         self._fill(part, encoded)
+
+    def _fill(self, part: Part, encoded: NDArray[np.uint8]) -> None:
+        """Decode a part from the bytes of its inner chunk, which have been checked."""
         self._since_let_go += part.num_decoded * self._dtype.itemsize  # a lost addition of another thread is no harm
         if self._since_let_go > _LET_GO_BYTES:
             self._since_let_go = 0
             for mapped in tuple(self._maps):
                 mapped.madvise(mmap.MADV_DONTNEED)
-
-    def _fill(self, part: Part, encoded: NDArray[np.uint8]) -> None:
-        """Decode a part from the bytes of its inner chunk, which have been checked."""
         if part.pieces is None:
             self._decode_range(part.chunk, encoded, part.start, part.out)
             return

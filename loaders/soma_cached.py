@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,9 @@ class CachedSoma(SomaStore):
 
     def __init__(self, uri: str, copy: str) -> None:
         super().__init__(uri)
-        self._held = os.open(copy, os.O_RDONLY)
-        fcntl.flock(self._held, fcntl.LOCK_SH)  # nobody makes room by removing it
+        held = os.open(copy, os.O_RDONLY)
+        weakref.finalize(self, os.close, held)
+        fcntl.flock(held, fcntl.LOCK_SH)  # nobody makes room by removing it
         os.utime(Path(copy) / MANIFEST)
         self._copy = ZarrStore(copy)
         if not np.array_equal(self._copy.indptr, self.indptr):
@@ -38,11 +40,6 @@ class CachedSoma(SomaStore):
 
     def __reduce__(self) -> tuple[type[SomaStore], tuple[str, ...]]:
         return CachedSoma, (self.uri, self._copy.uri)
-
-    def __del__(self) -> None:
-        held = getattr(self, "_held", None)
-        if held is not None:
-            os.close(held)
 
     def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrRows:
         """Rows of the (b, 2) ranges start:stop, one after the other in the order given."""

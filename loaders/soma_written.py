@@ -184,7 +184,8 @@ def _write_counts(matrix: Any, store: CellStore, progress: Callable[[int], objec
     """The blocks behind the last one that is there, and that one again: the very last consolidates all."""
     buffer, library = CsrBuffer(), tiledbsoma()
     blocks = list(bounded_cuts(store.indptr, _ROWS_TOGETHER, 0, store.n_obs))
-    first = max(0, sum(start <= _last_row(matrix) for start, _ in blocks) - 1)
+    last_row = _last_row(matrix)
+    first = max(0, sum(start <= last_row for start, _ in blocks) - 1)
     progress(blocks[first][0] if blocks else 0)
     for start, stop in blocks[first:]:
         rows = store.read_ranges(np.array([[start, stop]]), buffer)

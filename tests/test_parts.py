@@ -9,8 +9,10 @@ import pytest
 
 from unicoord_atlas.coordinates import MemoryTable
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
+from unicoord_atlas.jobs import write_coordinates
 from unicoord_atlas.jobs.part_files import copy_tables, table_maker, with_columns, write_columns
 from unicoord_atlas.jobs.parts import Part, do_part
+from unicoord_atlas.loaders.row_file import RowFile
 
 CELLS = 10
 
@@ -149,3 +151,18 @@ def test_columns_and_tables_of_parts_are_put_together(tmp_path):
 
     copy_tables(folders, make)
     np.testing.assert_array_equal(made["X_a"].values, values)
+
+
+def test_parquet_has_the_types_of_all_rows(tmp_path, monkeypatch):
+    """A column whose first rows are all missing, and a class that comes late only."""
+    monkeypatch.setattr(write_coordinates, "_ROWS", 3)
+    obs = pd.DataFrame(
+        {"note": [None] * 5 + ["late"] * 2, "type": pd.Categorical(["a"] * 6 + ["b"])}, [f"c{i}" for i in range(7)]
+    )
+    table = RowFile(tmp_path / "t.f32", 7, 2, "float32")
+    table.append(np.arange(14, dtype=np.float32).reshape(7, 2))
+    write_coordinates.write_parquet(tmp_path / "t.parquet", obs, ["x", "time"], table)
+    read = pd.read_parquet(tmp_path / "t.parquet")
+    assert read.index.tolist() == obs.index.tolist() and read["type"].tolist() == obs["type"].tolist()
+    assert read["note"].isna().tolist() == [True] * 5 + [False] * 2 and read["note"].iloc[-1] == "late"
+    assert read["unicoord_time"].tolist() == [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0]

@@ -135,36 +135,35 @@ class JointVAE(nn.Module):
         The size factor is thinned by the share of molecules kept, so that count / size factor stays as it was on
         average; likewise values are scaled up by the share of genes kept.
         """
-        panels = self.spec.gene_panels > 0 and self.spec.num_sources > 1
-        if not (self.spec.thinning > 0 or self.spec.gene_dropout > 0 or panels):
+        if not (self.spec.thinning > 0 or self.spec.gene_dropout > 0 or self._has_panels):
             return self.normalized(batch)
         counts, size_factors_n = self.own_counts(batch), batch.size_factors_n
-        row_of_entry_z = counts.row_of_entry()
-        entry_noise = EntryNoise(noise, row_of_entry_z, counts.indices.to(torch.int32))
-        thinned_z, hidden_z = entry_noise.draws(Purpose.THINNING)
-        seen_z = self._seen(counts, batch, noise, row_of_entry_z, hidden_z)
+        entries = EntryNoise(noise, counts.row_of_entry(), counts.indices.to(torch.int32))
+        thinned_z, hidden_z = entries.draws(Purpose.THINNING)
+        seen_z = self._seen(batch, entries, hidden_z)
         if self.spec.thinning > 0:
             keep_n = 1 - self.spec.thinning * noise.uniform(Purpose.THINNING_SHARE, 1)[:, 0]
-            keep_z = keep_n.index_select(0, row_of_entry_z)
-            kept_z = thin(counts.data.to(torch.float32), keep_z, thinned_z, entry_noise)
+            keep_z = keep_n.index_select(0, entries.row_of_entry_z)
+            kept_z = thin(counts.data.to(torch.float32), keep_z, thinned_z, entries)
             counts, size_factors_n = replace(counts, data=kept_z), size_factors_n * keep_n
             seen_z &= kept_z > 0
         rows = log_normalize(counts.keep(seen_z), size_factors_n, self.spec.target_sum, self.spec.log_input)
         return replace(rows, data=rows.data / (1 - self.spec.gene_dropout))
 
-    def _seen(
-        self, counts: SparseRows, batch: MiniBatch, noise: Noise, row_of_entry_z: Tensor, draws_z: Tensor
-    ) -> Tensor:
+    @property
+    def _has_panels(self) -> bool:
+        return self.spec.gene_panels > 0 and self.spec.num_sources > 1
+
+    def _seen(self, batch: MiniBatch, entries: EntryNoise, draws_z: Tensor) -> Tensor:
         """(z,) bool: entries that neither gene dropout nor another source's gene panel hides."""
-        genes_z = counts.indices.to(torch.int32)
-        seen_z = self.heard_g.index_select(0, genes_z) > 0
+        seen_z = self.heard_g.index_select(0, entries.genes_z) > 0
         if self.spec.gene_dropout > 0:
             seen_z &= ~below(draws_z, self.spec.gene_dropout)
-        if self.spec.gene_panels > 0 and self.spec.num_sources > 1:
-            draws_n2 = noise.uniform(Purpose.PANEL, 2)
+        if self._has_panels:
+            draws_n2 = entries.noise.uniform(Purpose.PANEL, 2)
             other_n = (draws_n2[:, 1] * self.spec.num_sources).to(torch.int64)
             panel_n = torch.where(draws_n2[:, 0] < self.spec.gene_panels, other_n, batch.sources_n)
-            seen_z &= self.measured_sg[panel_n[row_of_entry_z], genes_z]
+            seen_z &= self.measured_sg[panel_n[entries.row_of_entry_z], entries.genes_z]
         return seen_z
 
     def encode(self, rows: SparseRows, order: GeneOrder | None = None, noise: Noise | None = None) -> Posterior:
