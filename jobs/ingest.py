@@ -16,6 +16,7 @@ from unicoord_atlas.genes import GeneMap, GeneSpace, gene_names, gene_space, map
 from unicoord_atlas.loaders.facts import SourceFacts, collect_facts, join_facts
 from unicoord_atlas.loaders.labels import LabelRules, join_labels, labels_of, unseen_values
 from unicoord_atlas.loaders.obs_table import join_obs, rename_ours, require_unique_names
+from unicoord_atlas.loaders.soma_open import tiledbsoma
 from unicoord_atlas.loaders.sources import FileSource, find_sources, open_source
 from unicoord_atlas.loaders.zarr_layout import SOURCE
 from unicoord_atlas.normalization import MAX_FRACTION
@@ -91,6 +92,8 @@ def run(options: IngestOptions, console: Console | None = None) -> dict[str, Any
         Naming the file, the value and the way out.
     """
     console = console or Console(stderr=True)
+    if options.format == "soma":
+        tiledbsoma()  # said before hours of reading if it is not installed
     rules = LabelRules.of(options.labels, options.label_map, options.unlabelled, options.allow_missing_labels)
     paths = find_sources(options.sources)
     inputs = [*paths, *options.files()]

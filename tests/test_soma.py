@@ -393,3 +393,11 @@ def test_copies_of_somas_make_room_for_each_other(folder, tmp_path):
     killed.mkdir()
     cached_store.open_cached(Path(paths[1]), cache)
     assert len(list((tmp_path / "kept/somas").iterdir())) == 1  # nothing of the killed one is left either
+
+
+def test_ingest_of_a_soma_without_the_library_writes_nothing(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tiledbsoma", None)
+    options = ingest.IngestOptions([str(folder / "cells.h5ad")], tmp_path / "o.soma", format="soma")
+    with pytest.raises(ConfigError, match=r"pip install 'unicoord-atlas\[soma\]'"):
+        ingest.run(options)
+    assert not list(tmp_path.glob(".*")) and not options.out.exists()
