@@ -75,13 +75,10 @@ class SparseRows:
         data = self.data.to(torch.int32) if self.data.dtype in _UNSIGNED else self.data
         return SparseRows(kept_before[self.indptr], moved[keep].to(torch.int32), data[keep], num_genes)
 
-    def keep(self, kept_z: Tensor) -> SparseRows:
-        """The same rows with some of their entries: (z,) bool says which."""
-        kept_before = torch.zeros(kept_z.shape[0] + 1, dtype=torch.int64, device=kept_z.device)
-        torch.cumsum(kept_z, dim=0, out=kept_before[1:])
-        entries = kept_z.nonzero().squeeze(1)
-        indices, data = (_taken(values_z, entries) for values_z in (self.indices, self.data))
-        return SparseRows(kept_before[self.indptr], indices, data, self.num_genes)
+    def take(self, entries_m: Tensor) -> SparseRows:
+        """The same rows with some of their entries: (m,) int64 positions, ascending."""
+        indices, data = (_taken(values_z, entries_m) for values_z in (self.indices, self.data))
+        return SparseRows(torch.searchsorted(entries_m, self.indptr), indices, data, self.num_genes)
 
     def to_dense(self) -> Tensor:
         """(n, g) float32."""

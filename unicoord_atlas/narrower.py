@@ -31,7 +31,7 @@ class NarrowerBatches:
     def __iter__(self) -> Iterator[MiniBatch]:
         kept_g = torch.from_numpy(self.measured_g)
         for batch in self.batches:
-            counts = batch.counts.keep(kept_g[batch.counts.indices.to(torch.int64)])
+            counts = batch.counts.take(kept_g[batch.counts.indices.to(torch.int64)].nonzero().squeeze(1))
             sums = self.normalization.kept_sums(counts.indptr.numpy(), counts.indices.numpy(), counts.data.numpy())
             sizes = self.normalization.query_size_factors(sums, self.measured_g)
             yield replace(batch, counts=counts, size_factors_n=torch.from_numpy(sizes.astype(np.float32)))

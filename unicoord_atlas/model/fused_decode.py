@@ -127,7 +127,7 @@ def _residual(
     """
     y_nt = torch.addmm(bias_t.to(options.dtype), hidden, weight_th.t()).relu_()
     if target.measured_sg is not None and (target.partly_measured is None or target.partly_measured[number]):
-        y_nt *= target.measured_sg[:, genes].to(y_nt.dtype)[target.sources_n]
+        y_nt *= target.measured_sg[:, genes].to(y_nt.dtype).index_select(0, target.sources_n)
     width = genes.stop - genes.start
     flat, rows_z = y_nt.view(-1), target.order.rows_z[entries]
     # index_select and index_copy_ take a third of the time of indexing with brackets; int32 as long as it reaches.

@@ -140,14 +140,15 @@ class JointVAE(nn.Module):
         counts, size_factors_n = self.own_counts(batch), batch.size_factors_n
         entries = EntryNoise(noise, counts.row_of_entry(), counts.indices.to(torch.int32))
         thinned_z, hidden_z = entries.draws(Purpose.THINNING)
-        seen_z = self._seen(batch, entries, hidden_z)
+        seen = self._seen(batch, entries, hidden_z).nonzero().squeeze(1)  # half of them: thinning is theirs alone
         if self.spec.thinning > 0:
             keep_n = 1 - self.spec.thinning * noise.uniform(Purpose.THINNING_SHARE, 1)[:, 0]
+            counts, size_factors_n = counts.take(seen), size_factors_n * keep_n
+            entries, thinned_z = entries.of(seen), thinned_z.index_select(0, seen)
             keep_z = keep_n.index_select(0, entries.row_of_entry_z)
             kept_z = thin(counts.data.to(torch.float32), keep_z, thinned_z, entries)
-            counts, size_factors_n = replace(counts, data=kept_z), size_factors_n * keep_n
-            seen_z &= kept_z > 0
-        rows = log_normalize(counts.keep(seen_z), size_factors_n, self.spec.target_sum, self.spec.log_input)
+            counts, seen = replace(counts, data=kept_z), kept_z.nonzero().squeeze(1)
+        rows = log_normalize(counts.take(seen), size_factors_n, self.spec.target_sum, self.spec.log_input)
         return replace(rows, data=rows.data / (1 - self.spec.gene_dropout))
 
     @property
@@ -163,7 +164,8 @@ class JointVAE(nn.Module):
             draws_n2 = entries.noise.uniform(Purpose.PANEL, 2)
             other_n = (draws_n2[:, 1] * self.spec.num_sources).to(torch.int64)
             panel_n = torch.where(draws_n2[:, 0] < self.spec.gene_panels, other_n, batch.sources_n)
-            seen_z &= self.measured_sg[panel_n[entries.row_of_entry_z], entries.genes_z]
+            at_z = (panel_n * self.spec.num_genes).index_select(0, entries.row_of_entry_z).add_(entries.genes_z)
+            seen_z &= self.measured_sg.view(-1).index_select(0, at_z)
         return seen_z
 
     def encode(self, rows: SparseRows, order: GeneOrder | None = None, noise: Noise | None = None) -> Posterior:
