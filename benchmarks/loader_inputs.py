@@ -75,7 +75,7 @@ def repeat_cells(store: ZarrStore, num_cells: int, out: Path, columns: tuple[str
                 writer.write(CsrBlock(read.indptr, read.indices, read.data))
         obs = store.obs([*columns, "source", "size_factor"]).iloc[rows]
         obs.index = [f"cell{row}" for row in range(num_cells)]
-        var = anndata.io.read_elem(store._group["var"])
+        var = anndata.io.read_elem(store.group["var"])
         finish_store(partial, layout, obs, var, store.schema, store.normalization)
 
 
