@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,10 +50,9 @@ def run(options: BrowseOptions) -> None:
                 _say_address(options.host, listener.getsockname()[1], len(browsed.places))
 
         settings = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", ws="none")
-        try:
+        with suppress(KeyboardInterrupt):  # on a busy machine uvicorn may end without handing the signal on
             Server(settings).run(sockets=[listener])
-        except KeyboardInterrupt:
-            print("ended", file=sys.stderr)
+        print("ended", file=sys.stderr)
 
 
 def open_browsed(path: Path) -> Browsed:
