@@ -23,6 +23,16 @@ def _target(x: torch.Tensor, measured: torch.Tensor | None, sources: torch.Tenso
     return Target(order, rows.data[order.entries_z].to(x.dtype), sources, measured, parts)
 
 
+def test_some_entries_of_rows():
+    """The first and the last row lose all of theirs."""
+    dense = np.random.default_rng(0).poisson(1.0, (N, G)).astype(np.float32)
+    kept = np.random.default_rng(1).random((N, G)) < 0.5
+    kept[[0, -1]] = False
+    rows = sparse_rows(dense)
+    entries = torch.from_numpy(np.flatnonzero(kept[np.nonzero(dense)]))
+    np.testing.assert_array_equal(rows.take(entries).to_dense().numpy(), dense * kept)
+
+
 @pytest.fixture
 def decoding():
     """Float64 inputs of a decode with three sources that measured different genes."""

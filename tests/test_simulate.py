@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import anndata
 import h5py
@@ -25,7 +26,7 @@ from unicoord_atlas.count_model import CellStates, count_models, depth_of_genes,
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.jobs import simulate
 from unicoord_atlas.jobs.simulate import SimulateOptions
-from unicoord_atlas.loaders.h5ad_writer import CsrWriter
+from unicoord_atlas.loaders.h5ad_writer import CsrWriter, deflate
 
 COLUMNS = [
     "cell_type", "cell_class", "organ", "dataset", "donor", "seq_tech", "gradient_1", "gradient_2", "true_cell_type",
@@ -128,6 +129,15 @@ def test_writer_writes_what_anndata_reads(tmp_path, compress):
         assert file["X/data"].compression == ("gzip" if compress else None)
     assert read.shape == rows.shape and read.dtype == np.float32 and (read != rows).nnz == 0
     assert not compress or (tmp_path / "x.h5").stat().st_size < 0.6 * 8 * rows.nnz
+
+
+@pytest.mark.parametrize("values", [[0, 0, 0], [1, 300, 70_000, -1], [0, 1 << 24], list(range(65_536)), [7] * 65_536])
+def test_streams_of_shuffled_bytes(values):
+    """zlib itself checks the sum that is put together here."""
+    values = np.array(values, "<i4")
+    for noise in ((), (0,), (2, 3)):
+        shuffled = values.view(np.uint8).reshape(-1, 4).T.tobytes()
+        assert zlib.decompress(deflate(values, noise)) == shuffled
 
 
 def test_files_are_what_anndata_writes(atlas):
