@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,7 +37,11 @@ class CsrRows:
 
 
 class CsrBuffer:
-    """Memory that one read after another lands in: fresh large arrays would cost more in page faults than the copy."""
+    """Memory that one read after another lands in: fresh large arrays would cost more in page faults than the copy.
+
+    It is mapped, not taken from the heap: what is outgrown goes back to the kernel, where a heap that keeps what is
+    freed, as training's does, would be left with a hole of the old size for each new one.
+    """
 
     def __init__(self) -> None:
         self._memory: dict[str, NDArray[np.uint8]] = {}
@@ -46,7 +51,8 @@ class CsrBuffer:
         needed = length * dtype.itemsize
         if name not in self._memory or len(self._memory[name]) < needed:
             self._memory.pop(name, None)
-            self._memory[name] = np.empty(needed + needed // 8, np.uint8)  # the next may be somewhat larger
+            room = max(needed + needed // 8, 1)  # the next may be somewhat larger; what is not touched takes nothing
+            self._memory[name] = np.frombuffer(mmap.mmap(-1, room), np.uint8)
         return self._memory[name][:needed].view(dtype)
 
 

@@ -9,7 +9,7 @@ from unicoord_atlas.config import ModelConfig
 from unicoord_atlas.model.fused_decode import DecodeOptions, Target, fused_decode_error, partly_measured
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec, Posterior, one_hot, with_labels
-from unicoord_atlas.model.noise import Noise, Purpose, to_uniform
+from unicoord_atlas.model.noise import Noise, Purpose, below
 from unicoord_atlas.model.sparse_input import GeneOrder, SparseLinear
 from unicoord_atlas.normalization import log_normalize
 
@@ -168,7 +168,7 @@ def test_the_encoder_on_sparse_rows_equals_a_dense_one_dropout_included():
     for number, (weight, bias) in enumerate(layers):
         hidden = torch.relu(hidden @ weight + bias)
         if number < 2:
-            keep = to_uniform(noise.bits(Purpose.DROPOUT + number, hidden.shape[1])) >= model.spec.model.dropout
+            keep = ~below(noise.draws(Purpose.DROPOUT + number, hidden.shape[1]), model.spec.model.dropout)
             hidden = hidden * keep / (1 - model.spec.model.dropout)
     expected = hidden @ model.mean.weight.t() + model.mean.bias
     ours = model.encode(rows, GeneOrder.of(rows), noise).mean_nd

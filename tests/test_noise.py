@@ -69,3 +69,17 @@ def test_draws_of_entries_are_uniform_and_independent():
     assert np.abs(np.corrcoef([table.ravel() for table in tables]) - np.eye(3)).max() < 0.01
     bits = np.unpackbits(first.numpy().astype(">u2").view(np.uint8)).reshape(-1, 16)
     assert np.abs(np.corrcoef(bits.T) - np.eye(16)).max() < 0.015
+
+
+def test_draws_of_elements_are_uniform_and_independent():
+    """Over cells, over elements (two share a counter), and between purposes; of cells alone as of all together."""
+    noise = Noise(1, 2, torch.arange(400))
+    first, other = (noise.draws(Purpose.DROPOUT + layer, 401) for layer in (0, 1))
+    assert torch.equal(first[100:107], Noise(1, 2, torch.arange(100, 107)).draws(Purpose.DROPOUT, 401))
+    tables = [draws.double().numpy() / 65536 for draws in (first, other)]
+    for table in tables:
+        assert table.shape == (400, 401) and stats.kstest(table.ravel(), "uniform").pvalue > 1e-3
+        for columns in (table, table.T):
+            off = np.corrcoef(columns)[np.triu_indices(columns.shape[0], 1)]
+            assert abs(off.std() * 20 - 1) < 0.02 and abs(off.mean()) < 0.002  # 1 / sqrt(400)
+    assert abs(np.corrcoef(*(table.ravel() for table in tables))[0, 1]) < 0.01

@@ -25,7 +25,7 @@ from .fused_decode import (
     tile_size,
 )
 from .latent import LatentSpec, Posterior, with_labels
-from .noise import EntryNoise, Noise, Purpose, below, thin, to_uniform
+from .noise import EntryNoise, Noise, Purpose, below, thin
 from .sparse_input import GeneOrder, SparseLinear
 
 if TYPE_CHECKING:
@@ -259,5 +259,5 @@ class JointVAE(nn.Module):
         rate = self.spec.model.dropout
         if noise is None or rate == 0:
             return hidden_nh
-        keep = to_uniform(noise.bits(Purpose.DROPOUT + layer, hidden_nh.shape[1])) >= rate
-        return hidden_nh * keep.to(hidden_nh.dtype) / (1 - rate)
+        lost_nh = below(noise.draws(Purpose.DROPOUT + layer, hidden_nh.shape[1]), rate)
+        return hidden_nh * lost_nh.logical_not_().to(hidden_nh.dtype).div_(1 - rate)

@@ -2,7 +2,8 @@
 
 Two processes with half a minibatch each, or a resumed run, therefore draw what one uninterrupted process draws.
 The mixer is SplitMix64's (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure 18); where
-every non-zero of a minibatch takes a draw, one of half its width, with the constants of Wellons' "lowbias32".
+every non-zero or every hidden unit of a minibatch takes a draw, one of half its width, with the constants of Wellons'
+"lowbias32".
 Shapes: n cells, m elements a cell, z non-zeros.
 """
 
@@ -75,6 +76,13 @@ class Noise:
         elements = torch.arange(1, num_elements + 1, device=self.rows_n.device) * _GOLDEN
         return _mix(self.keys(purpose)[:, None] + elements)
 
+    def draws(self, purpose: int, num_elements: int) -> Tensor:
+        """(n, m) int32, uniform on 0..65535: what `below` compares; two a counter, an eighth of the cost of `bits`."""
+        keys_n = (self.keys(purpose) >> 32).to(torch.int32)
+        counter_m = torch.arange(1, (num_elements + 1) // 2 + 1, dtype=torch.int32, device=keys_n.device)
+        bits = _mix_32(keys_n[:, None] ^ counter_m.mul_(_GOLDEN_32))
+        return torch.cat([bits & 0xFFFF, (bits >> 16).bitwise_and_(0xFFFF)], dim=1)[:, :num_elements]
+
     def entry_bits(self, purpose: int, row_of_entry_z: Tensor, columns_z: Tensor) -> Tensor:
         """(z,) int64 with uniformly random bits, one draw a (cell, column)."""
         counter_z = columns_z.to(torch.int64, copy=True).add_(1).mul_(_GOLDEN)
@@ -129,7 +137,7 @@ def to_normal(bits: Tensor) -> Tensor:
 
 
 def below(draws_z: Tensor, share: Tensor | float) -> Tensor:
-    """(z,) bool: whether draws of `EntryNoise` fall into a share of all, exact to 2^-16."""
+    """Bool: whether draws on 0..65535 fall into a share of all, exact to 2^-16."""
     return draws_z < (share * 65536.0).to(draws_z.dtype) if isinstance(share, Tensor) else draws_z < share * 65536.0
 
 
