@@ -225,7 +225,7 @@ def _batches(store: CellStore, column: str | None) -> dict[str, NDArray[np.int64
     """Rows of each value of the column; cells without one would have no batch and are refused."""
     if column is None:
         return None
-    values = store.obs([column])[column].astype("string")
+    values = store.obs([column], arrow_names=True)[column].astype("string")
     if values.isna().any():
         raise DataError(
             f"{store.uri}: {int(values.isna().sum())} cells have no {column!r}; choose a --batch column without gaps"

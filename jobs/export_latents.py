@@ -12,6 +12,7 @@ import pandas as pd
 from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.coordinates import annotated, facts_of, named_tables
 from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.loaders.cell_names import with_python_names
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.reference import ReferenceModel
 
@@ -76,7 +77,7 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
     if options.part is None:
         with finished_directory(options.out, inputs, {}) as partial, table_files(options.out) as files:
             batches = _in_order(store, 0, store.n_obs)
-            obs = annotated(reference, batches, store.obs(), files.make, TITLE, probabilities=True)
+            obs = annotated(reference, batches, store.obs(arrow_names=True), files.make, TITLE, probabilities=True)
             _write(partial, reference, obs, files)
         return {"latents": str(options.out), **result}
     check_output(options.out, inputs, {})
@@ -86,7 +87,7 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
         _write_rows(store, reference, first, last, partial)
 
     def join(parts: Sequence[Path]) -> None:
-        obs = with_columns(store.obs(), parts)
+        obs = with_columns(store.obs(arrow_names=True), parts)
         with finished_directory(options.out, inputs, {}) as partial, table_files(options.out) as files:
             copy_tables(parts, files.make)
             _write(partial, reference, obs, files)
@@ -97,7 +98,7 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
 
 def _write(partial: Path, reference: ReferenceModel, obs: pd.DataFrame, files: TableFiles) -> None:
     """All of the output, of tables that lie in files: memory grows with obs alone."""
-    facts, coordinates = facts_of(reference), files.tables["X_unicoord"]
+    facts, coordinates, obs = facts_of(reference), files.tables["X_unicoord"], with_python_names(obs)
     adata = anndata.AnnData(obs=obs, obsm=named_tables(reference, coordinates, obs.index), uns={"unicoord": facts})
     write_anndata(adata, partial)
     add_tables(partial, files.tables)
@@ -106,7 +107,7 @@ def _write(partial: Path, reference: ReferenceModel, obs: pd.DataFrame, files: T
 
 def _write_rows(store: CellStore, reference: ReferenceModel, first: int, last: int, partial: Path) -> None:
     """What `coordinates` would add to obs and obsm for the cells first to last."""
-    bare = pd.DataFrame(index=store.obs([]).index[first:last])
+    bare = pd.DataFrame(index=store.obs([], arrow_names=True).index[first:last])
     batches = _in_order(store, first, last)
     write_columns(partial, annotated(reference, batches, bare, table_maker(partial), TITLE, probabilities=True))
 

@@ -11,8 +11,10 @@ import pandas as pd
 from rich.console import Console
 from tqdm import tqdm
 
+from unicoord_atlas.allocator import give_back_freed_memory
 from unicoord_atlas.errors import AlreadyDone, DataError
 from unicoord_atlas.genes import GeneMap, GeneSpace, gene_names, gene_space, map_names, read_gene_table
+from unicoord_atlas.loaders.cell_names import arrow_index
 from unicoord_atlas.loaders.facts import SourceFacts, collect_facts, join_facts
 from unicoord_atlas.loaders.labels import LabelRules, join_labels, labels_of, unseen_values
 from unicoord_atlas.loaders.obs_table import join_obs, rename_ours, require_unique_names
@@ -140,6 +142,7 @@ def look_through(
     maps = [map_names(names[source.path], space, str(source.path)) for source in sources]
 
     obs, columns, unseen = join_cells(sources, rules)
+    give_back_freed_memory()
     num_cells = sum(source.n_obs for source in sources)
     if num_cells == 0:
         raise DataError(f"{sources[0].path}: no cells here or in any other source")
@@ -155,6 +158,7 @@ def look_through(
             for of_source in run_each(FactsTask.collect, tasks):
                 facts.append(of_source)
                 bar.update(len(of_source.entries_n))
+    give_back_freed_memory()
     return Atlas(sources, space, maps, facts, obs, columns, unseen)
 
 
@@ -164,6 +168,7 @@ def join_cells(sources: Sequence[FileSource], rules: LabelRules) -> tuple[pd.Dat
     for source in sources:
         obs = rename_ours(source.obs)
         require_unique_names(source.path, obs)
+        obs.index = arrow_index([obs.index])
         obs.insert(0, SOURCE, pd.Categorical([source.name]).repeat(len(obs)))
         found = labels_of(source.name, source.path, obs, rules)
         unseen += [f"{source.name}:{value}" for value in unseen_values(source.name, obs, rules)]

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from unicoord_atlas.allocator import give_back_freed_memory
 from unicoord_atlas.errors import AlreadyDone, DataError
 from unicoord_atlas.gene_names import guess_gene_key, other_key
 from unicoord_atlas.loaders.reorder import reordered_layout, write_reordered
@@ -76,6 +77,7 @@ def write_in_order(partial: Path, atlas: Atlas, options: IngestOptions, run_each
         normalization, size_factors_n = write_counts(
             partial, layout, pairs, frozen, options.rows_per_block, options.num_threads(), bar.update, run_each
         )
+    give_back_freed_memory()
     obs = atlas.obs.assign(**{SIZE_FACTOR: size_factors_n})
     finish_store(partial, layout, obs, atlas_var(atlas.space), atlas.schema(), normalization)
     shutil.rmtree(partial / TALLY)
@@ -87,7 +89,7 @@ def write_shuffled(partial: Path, ordered: ZarrStore, atlas: Atlas, options: Ing
     layout = reordered_layout(ordered.layout, order)
     with _bar("shuffle", layout.num_rows) as bar:
         write_reordered(partial, layout, ordered, order, options.num_threads(), bar.update, run_each)
-    obs = ordered.obs().iloc[order]
+    obs = ordered.obs(arrow_names=True).iloc[order]
     finish_store(partial, layout, obs, atlas_var(atlas.space), ordered.schema, ordered.normalization)
 
 

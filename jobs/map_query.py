@@ -13,6 +13,7 @@ from unicoord_atlas.calls import CallRule
 from unicoord_atlas.coordinates import annotated, facts_of, named_tables
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.genes import read_gene_table
+from unicoord_atlas.loaders.cell_names import with_python_names
 from unicoord_atlas.loaders.query_cells import CellRange, QueryCells, open_query
 from unicoord_atlas.query import Coverage, QueryBatches
 from unicoord_atlas.reference import ReferenceModel
@@ -149,6 +150,7 @@ def _finish(
     options: MapQueryOptions, reference: ReferenceModel, coverage: Coverage, obs: pd.DataFrame, files: TableFiles
 ) -> dict[str, Any]:
     """Write what was found of all cells, and say it."""
+    obs = with_python_names(obs)
     mapped_from = {"reference": options.reference.name, "profile_share": coverage.profile_share}
     named = named_tables(reference, files.tables["X_unicoord"], obs.index)
     adata = anndata.AnnData(obs=obs, obsm=named, uns={"unicoord": facts_of(reference) | mapped_from})

@@ -13,7 +13,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
-from unicoord_atlas.loaders.graph_order import reordered_matrix
+from unicoord_atlas.loaders.graph_order import MappedCopy, ReorderedTable, reordered_matrix
 from unicoord_atlas.loaders.graph_store import Neighbors, fingerprint_of, write_matrix, write_table
 from unicoord_atlas.loaders.manifest import read_manifest
 from unicoord_atlas.loaders.reorder import reordered_layout, write_reordered
@@ -90,7 +90,7 @@ def _write_cells(store: ZarrStore, order: NDArray[np.int64], options: ReorderOpt
             threads = options.threads or min(4, len(os.sched_getaffinity(0)))
             with tqdm(total=store.n_obs, desc="reorder", unit=" cells", unit_scale=True, disable=None) as bar:
                 write_reordered(partial, layout, store, order, threads, bar.update)
-            obs = store.obs().iloc[order].assign(**{ORIGINAL_ROW: order})
+            obs = store.obs(arrow_names=True).iloc[order].assign(**{ORIGINAL_ROW: order})
             var = anndata.io.read_elem(zarr.open_group(options.store, mode="r")["var"])
             finish_store(partial, layout, obs, var, store.schema, store.normalization)
     except AlreadyDone:
@@ -107,7 +107,8 @@ def _write_graph(partial: Path, old: Path, new: ZarrStore, order: NDArray[np.int
     uns = group.require_group("uns")
     with anndata.settings.override(auto_shard_zarr_v3=False):
         if use_rep is None:
-            write_table(group.require_group("obsm"), PCA_KEY, np.asarray(source[f"obsm/{PCA_KEY}"][:])[order])
+            table = MappedCopy(partial / f"{PCA_KEY}.old", source[f"obsm/{PCA_KEY}"])
+            write_table(group.require_group("obsm"), PCA_KEY, ReorderedTable(table, order))
             for parent, key in (("varm", "PCs"), ("uns", "pca")):
                 element = anndata.io.read_elem(source[f"{parent}/{key}"])
                 anndata.io.write_elem(group.require_group(parent), key, element)
@@ -122,5 +123,5 @@ def _points(store: ZarrStore, key: str) -> NDArray[np.float32]:
 
 
 def _require_names_free(store: ZarrStore) -> None:
-    if ORIGINAL_ROW in store.obs().columns:
+    if ORIGINAL_ROW in store.obs(arrow_names=True).columns:
         raise DataError(f"{store.uri} has an obs column {ORIGINAL_ROW!r}: it is in graph order; reorder its source")

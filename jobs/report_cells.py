@@ -46,7 +46,7 @@ def map_section(inputs: Inputs, album: Album, most: int = MOST_POINTS) -> tuple[
         and _has(inputs.store, f"obsp/{CONNECTIVITIES}", f"obsm/{_PCA}")
         and inputs.store.n_obs <= most
     ):
-        total, obs = inputs.store.n_obs, inputs.store.obs()
+        total, obs = inputs.store.n_obs, inputs.store.obs(arrow_names=True)
         rows = drawn_rows(total, most)
         places = _of_graph(inputs.store)
         line = f"UMAP of the graph of the atlas (no latents were given), {total:,} cells."
@@ -133,7 +133,7 @@ def _scores_and_types(inputs: Inputs, most: int) -> tuple[pd.DataFrame, pd.Serie
     label = next((name for name in inputs.labels if name not in inputs.config.latent.technical), inputs.labels[0])
     store, latents, mapped = inputs.store, inputs.latents, inputs.mapped
     if store is not None and _has(store, f"obsm/{GENE_SETS}"):
-        obs = store.obs()
+        obs = store.obs(arrow_names=True)
         if label in obs:
             rows = drawn_rows(store.n_obs, most)
             return pd.DataFrame(store.obsm(GENE_SETS)).iloc[rows], obs[label].iloc[rows], "cells of the atlas"

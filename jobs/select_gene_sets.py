@@ -159,7 +159,7 @@ def _check(options: SelectGeneSetsOptions, atlas: Atlas) -> None:
 
 
 def _atlas(store: CellStore, options: SelectGeneSetsOptions) -> Atlas:
-    obs = store.obs([options.label])
+    obs = store.obs([options.label], arrow_names=True)
     known = {column.name: column for column in store.schema.labels}
     column = known.get(options.label) or label_column(obs, options.label)
     present_g = np.ones(store.n_vars, np.bool_)

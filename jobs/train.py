@@ -25,7 +25,7 @@ from unicoord_atlas.loaders.zarr_store import ZarrStore
 from unicoord_atlas.points import encode_points
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.seeds import Seeds, seed_rows
-from unicoord_atlas.training.allocator import give_back_freed_memory, keep_freed_memory
+from unicoord_atlas.allocator import give_back_freed_memory, keep_freed_memory
 from unicoord_atlas.training.assembly import build_model, build_objective, num_epochs, own_genes, profile_of
 from unicoord_atlas.training.checkpoint import Progress, latest_progress, load_best, read_json, write_json
 from unicoord_atlas.training.estimate import estimate
@@ -139,7 +139,7 @@ def prepare_store(store: CellStore, config: RunConfig) -> Preparation:
     """Split, labels and per-cell columns of a store under a run's settings."""
     latent = config.latent
     tables = {name.removeprefix("obsm:"): _table(store, name) for name in latent.continuous if name.startswith("obsm:")}
-    return prepare(config, store.schema, store.obs(), store.size_factors, tables)
+    return prepare(config, store.schema, store.obs(arrow_names=True), store.size_factors, tables)
 
 
 def _table(store: CellStore, name: str) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import threading
 import weakref
 import zlib
 from collections import OrderedDict
+from itertools import count
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import h5py
@@ -25,7 +26,43 @@ _INFLATABLE = ((_DEFLATE,), (_SHUFFLE, _DEFLATE))
 _LARGE_CHUNK = 1 << 20
 """Bytes from which a chunk that h5py or zarr decodes is kept; one that is inflated is kept always: neighbouring reads
 share it and decoding it again would cost."""
-_KEPT_CHUNKS = 4
+_KEPT_CHUNKS = 32
+"""Of all arrays together: of each of an atlas's hundred sources, some would add up."""
+
+
+class _KeptChunks:
+    """The decoded chunks that were asked for last."""
+
+    def __init__(self, number: int) -> None:
+        self._number, self._lock = number, threading.Lock()
+        self._chunks: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Chunks that are kept now."""
+        return len(self._chunks)
+
+    def get(self, key: tuple[int, int]) -> NDArray[Any] | None:
+        """A chunk by array and number, if it is there."""
+        with self._lock:
+            if key in self._chunks:
+                self._chunks.move_to_end(key)
+            return self._chunks.get(key)
+
+    def put(self, key: tuple[int, int], chunk: NDArray[Any]) -> None:
+        """Keep a chunk, and let go the one that was asked for longest ago."""
+        with self._lock:
+            self._chunks[key] = chunk
+            while len(self._chunks) > self._number:
+                self._chunks.popitem(last=False)
+
+    def forget(self, array: int) -> None:
+        """Let go the chunks of an array that is closed."""
+        with self._lock:
+            for key in [key for key in self._chunks if key[0] == array]:
+                del self._chunks[key]
+
+
+_KEPT, _NEXT_KEY = _KeptChunks(_KEPT_CHUNKS), count()
 
 
 class Stretch(Protocol):
@@ -50,8 +87,8 @@ class ChunkedStretch:
         self._inflate = _inflates(array) if isinstance(array, h5py.Dataset) else None
         large = self._chunk_size * self.dtype.itemsize >= _LARGE_CHUNK
         self._by_chunk = self._chunk_size > 0 and (large or self._inflate is not None)
-        self._kept: OrderedDict[int, NDArray[Any]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._key = next(_NEXT_KEY)
+        weakref.finalize(self, _KEPT.forget, self._key)
 
     def __len__(self) -> int:
         """Number of elements."""
@@ -69,15 +106,10 @@ class ChunkedStretch:
         return out
 
     def _chunk(self, number: int) -> NDArray[Any]:
-        with self._lock:
-            if number in self._kept:
-                self._kept.move_to_end(number)
-                return self._kept[number]
-        chunk = self._decode(number)
-        with self._lock:
-            self._kept[number] = chunk
-            while len(self._kept) > _KEPT_CHUNKS:
-                self._kept.popitem(last=False)
+        chunk = _KEPT.get((self._key, number))
+        if chunk is None:
+            chunk = self._decode(number)
+            _KEPT.put((self._key, number), chunk)
         return chunk
 
     def _decode(self, number: int) -> NDArray[Any]:

@@ -1,7 +1,9 @@
-"""A matrix of cells by cells under another order of the cells, out of core."""
+"""Matrices of cells by cells, and tables with a row a cell, under another order of the cells, out of core."""
 
 from __future__ import annotations
 
+import mmap
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _COPIED = 1 << 23
-"""Entries read from the store at a time."""
+"""Values read from the store at a time."""
 
 
 def reordered_matrix(folder: Path, name: str, matrix: Any, order: NDArray[np.int64]) -> CsrFiles:
@@ -30,7 +32,7 @@ def reordered_matrix(folder: Path, name: str, matrix: Any, order: NDArray[np.int
         The Zarr group of a square CSR matrix.
     """
     indptr = np.asarray(matrix["indptr"][:], np.int64)
-    indices, values = (_mapped(folder / f"{name}.{key}.old", matrix[key]) for key in ("indices", "data"))
+    indices, values = (MappedCopy(folder / f"{name}.{key}.old", matrix[key]) for key in ("indices", "data"))
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)
     out = EntryWriter(folder, f"{name}.new")
@@ -45,9 +47,46 @@ def reordered_matrix(folder: Path, name: str, matrix: Any, order: NDArray[np.int
     return out.finish()
 
 
-def _mapped(path: Path, array: Any) -> NDArray[Any]:
-    """A copy of a compressed array as a plain file, mapped into memory."""
-    copy = np.memmap(path, array.dtype, "w+", shape=array.shape) if array.shape[0] else np.empty(0, array.dtype)
-    for start in range(0, array.shape[0], _COPIED):
-        copy[start : start + _COPIED] = array[start : start + _COPIED]
-    return copy
+class MappedCopy:
+    """A compressed array as a plain file that is read at any rows; what was read does not stay in memory."""
+
+    def __init__(self, path: Path, array: Any) -> None:
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype: np.dtype[Any] = np.dtype(array.dtype)
+        rows = max(_COPIED // int(np.prod(self.shape[1:], dtype=np.int64)), 1)
+        with path.open("w+b") as file:  # written, not mapped: a full disk is an error then, not a signal
+            for start in range(0, self.shape[0], rows):
+                file.write(np.ascontiguousarray(array[start : start + rows], self.dtype).data)
+            file.flush()
+            size = file.tell()
+            self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else None
+        self._values = np.frombuffer(self._map or b"", self.dtype).reshape(self.shape)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
+        """A copy of these rows."""
+        taken = np.array(self._values[rows])
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)  # the system's cache keeps them; they no longer count as ours
+        return taken
+
+
+@dataclass(frozen=True, slots=True)
+class ReorderedTable:
+    """A table with a row a cell under another order of the cells."""
+
+    table: MappedCopy
+    order: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, width)."""
+        return self.table.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As stored."""
+        return self.table.dtype
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """Consecutive rows of the new order."""
+        return self.table[self.order[rows]]

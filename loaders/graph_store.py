@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .array_reader import EntryReader
+    from .graph_order import ReorderedTable
     from .row_file import RowFile
     from .store import CellStore
     from .store_files import StoreFiles
@@ -137,7 +138,7 @@ def write_matrix(group: Any, key: str, matrix: CsrFiles) -> None:
     folder.create_array("indptr", data=matrix.indptr.astype(index_dtype), chunks=(names.INDPTR_CHUNK,), overwrite=True)
 
 
-def write_table(group: Any, key: str, table_nd: NDArray[np.float32] | RowFile) -> None:
+def write_table(group: Any, key: str, table_nd: NDArray[np.float32] | RowFile | ReorderedTable) -> None:
     """Write a dense table with a row a cell as AnnData does, shard by shard."""
     num_rows, width = table_nd.shape
     rows = _ROWS_PER_CHUNK * _ROW_CHUNKS_PER_SHARD

@@ -12,6 +12,7 @@ import numpy as np
 import zarr
 
 from . import zarr_layout as names
+from .cell_names import with_python_names
 from .h5ad_writer import CsrWriter
 from .zarr_writer import EMPTY, ShardStream, create_matrix, write_tables
 
@@ -92,7 +93,7 @@ class GrowingH5ad:
         """Write the rest: the tables of cells and genes, and what else is known."""
         self._writer.finish()
         for key, element in {"obs": obs, "var": var, "uns": dict(uns), **{key: {} for key in EMPTY}}.items():
-            anndata.io.write_elem(self._file, key, element)
+            anndata.io.write_elem(self._file, key, with_python_names(element) if key == "obs" else element)
 
     def close(self) -> None:
         """Close the file, finished or not."""

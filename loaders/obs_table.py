@@ -12,6 +12,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype, union_categoricals
 
 from unicoord_atlas.errors import DataError
 
+from .cell_names import TEXT, arrow_index
 from .labels import as_texts
 from .zarr_layout import SIZE_FACTOR, SOURCE
 
@@ -26,19 +27,15 @@ def join_obs(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> pd.DataFra
     Numbers stay numbers (with NaN where a source has no such column), booleans booleans, all else becomes texts.
     """
     columns = dict.fromkeys(column for table in tables for column in table.columns)
-    text = pa.large_string()
-    index = [
-        pc.binary_join_element_wise(pa.scalar(name, text), pa.array(table.index, text), pa.scalar(":", text))
+    index = arrow_index(
+        pc.binary_join_element_wise(pa.scalar(name, TEXT), pa.array(table.index, TEXT), pa.scalar(":", TEXT))
         for name, table in zip(names, tables, strict=True)
-    ]
+    )
     joined = {
         str(column): join_column([t[column] if column in t else None for t in tables], [len(t) for t in tables])
         for column in columns
     }
-    # Python's texts would take five times the memory for as long as the job runs, and Arrow keeps what it has freed.
-    names_n = pd.Index(pd.array(pa.chunked_array(index, text), "string[pyarrow]"))
-    pa.default_memory_pool().release_unused()
-    return pd.DataFrame(joined, index=names_n)
+    return pd.DataFrame(joined, index=index)
 
 
 def rename_ours(obs: pd.DataFrame) -> pd.DataFrame:

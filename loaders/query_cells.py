@@ -79,7 +79,7 @@ class StoreCells:
     @property
     def obs(self) -> pd.DataFrame:
         """Cells; index = names."""
-        return self._store.obs()
+        return self._store.obs(arrow_names=True)
 
     def blocks(self, rows_per_block: int, start: int = 0, stop: int | None = None) -> Iterator[CsrBlock]:
         """Blocks of consecutive rows, the next being read meanwhile."""

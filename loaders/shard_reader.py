@@ -47,8 +47,8 @@ _HEADER = np.dtype(
     ]
 )
 _STORED_PLAIN = 0x2
-_LET_GO_BYTES = 512 << 20
-"""Decoded between two times that mapped pages are let go; mapping them again costs some hundredth of the decoding."""
+_LET_GO_BYTES = 64 << 20
+"""Decoded between two times that mapped pages are let go."""
 _GetItem = Callable[[int, int, int, int], int]
 
 

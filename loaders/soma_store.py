@@ -17,6 +17,7 @@ from unicoord_atlas.gene_names import gene_names
 from unicoord_atlas.genes import union_space
 from unicoord_atlas.schema import AtlasSchema, Source
 
+from .cell_names import arrow_index
 from .labels import LabelRules, join_labels, labels_of
 from .plan import expand_ranges
 from .soma_address import SomaAddress
@@ -98,9 +99,10 @@ class SomaStore:
             return self._size_factors
         return np.asarray(self.obs([SIZE_FACTOR])[SIZE_FACTOR], np.float64)
 
-    def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Facts about the cells, all columns or these; index = obs_names."""
-        return self._opened.frame(self._opened.obs, columns)
+    def obs(self, columns: Sequence[str] | None = None, arrow_names: bool = False) -> pd.DataFrame:
+        """Facts about the cells, all columns or these; see `CellStore.obs`."""
+        table = self._opened.frame(self._opened.obs, columns)
+        return table.set_axis(arrow_index([table.index])) if arrow_names else table
 
     def var(self) -> pd.DataFrame:
         """Genes; index = names."""

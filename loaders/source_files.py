@@ -213,12 +213,20 @@ def open_file(path: Path, scratch: Path | None = None) -> SourceFile:
             return _anndata(path, zarr.open_group(path, mode="r"), scratch)
     with reading(path, "HDF5"):
         root = h5py.File(path, "r")
+        _bound_cache(root)
         refuse_outside(root)
     if "matrix" in root and "barcodes" in root["matrix"]:
         return TenxFile(path, root)
     if len(root) and all(isinstance(group, h5py.Group) and set(group) >= _GENOME_PARTS for group in root.values()):
         return TenxFile(path, root)
     return _anndata(path, root, scratch)
+
+
+def _bound_cache(root: h5py.File) -> None:
+    """HDF5 keeps texts of obs for as long as a file is open, megabytes in each of an atlas's hundred sources."""
+    cache = root.id.get_mdc_config()
+    cache.set_initial_size, cache.initial_size, cache.min_size, cache.max_size = True, 1 << 19, 1 << 19, 1 << 20
+    root.id.set_mdc_config(cache)
 
 
 def refuse_outside(root: h5py.File) -> None:

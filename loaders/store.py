@@ -52,7 +52,7 @@ class CsrBuffer:
         if name not in self._memory or len(self._memory[name]) < needed:
             self._memory.pop(name, None)
             room = max(needed + needed // 8, 1)  # the next may be somewhat larger; what is not touched takes nothing
-            self._memory[name] = np.frombuffer(mmap.mmap(-1, room), np.uint8)
+            self._memory[name] = np.frombuffer(mmap.mmap(-1, room, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
         return self._memory[name][:needed].view(dtype)
 
 
@@ -87,8 +87,11 @@ class CellStore(Protocol):
         """Bytes of a stored entry in memory: an index and a count."""
         ...
 
-    def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Facts about the cells, all columns or these; index = obs_names."""
+    def obs(self, columns: Sequence[str] | None = None, arrow_names: bool = False) -> pd.DataFrame:
+        """Facts about the cells, all columns or these; index = obs_names, held by Arrow if asked for.
+
+        Python's texts take five times the memory; but only they make the index one that `equals` AnnData's.
+        """
         ...
 
     def var(self) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import pandas as pd
 from unicoord_atlas.batch import CsrBlock
 from unicoord_atlas.errors import DataError
 
+from .cell_names import same_names
 from .row_matrix import bounded_cuts
 from .store import CsrBuffer
 from .zarr_layout import SIZE_FACTOR, SOURCE, MatrixLayout
@@ -33,7 +34,7 @@ def copy_to_zarr(out: Path, store: CellStore, progress: Callable[[int], object])
         for start, stop, rows in _blocks(store, writer.next_row):
             writer.write(CsrBlock(rows.indptr, rows.indices, rows.data))
             progress(stop - start)
-    obs = store.obs()
+    obs = store.obs(arrow_names=True)
     if SOURCE not in obs:
         (source,) = store.schema.sources
         obs[SOURCE] = pd.Categorical([source.name] * store.n_obs)
@@ -60,8 +61,8 @@ def require_equal(one: CellStore, other: CellStore, progress: Callable[[int], ob
 
 
 def _require_same_obs(one: CellStore, other: CellStore) -> None:
-    left, right = one.obs(), other.obs()
-    if not left.index.equals(right.index):
+    left, right = one.obs(arrow_names=True), other.obs(arrow_names=True)
+    if not same_names(left.index, right.index):
         raise _differs(one, other, "the name of some cell")
     for name in left.columns.intersection(right.columns):
         a, b = (table[name].astype(object).where(table[name].notna(), None) for table in (left, right))

@@ -18,6 +18,7 @@ from unicoord_atlas.schema import AtlasSchema
 
 from . import zarr_layout as names
 from .array_reader import ArrayReader, Part, is_sharded_blosc
+from .cell_names import read_names
 from .manifest import fingerprint, read_manifest, require_files, shard_checksums
 from .plan import expand_ranges
 from .store import CsrBuffer, CsrRows
@@ -79,17 +80,18 @@ class ZarrStore:
         """(n_obs,); see `unicoord_atlas.normalization`."""
         return np.asarray(self.group[f"obs/{names.SIZE_FACTOR}"][:], np.float64)
 
-    def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Facts about the cells, all columns or these; index = obs_names."""
+    def obs(self, columns: Sequence[str] | None = None, arrow_names: bool = False) -> pd.DataFrame:
+        """Facts about the cells, all columns or these; see `CellStore.obs`."""
         group = self.group["obs"]
         if columns is None:
-            return anndata.io.read_elem(group)
+            columns = list(group.attrs["column-order"])
         unknown = [name for name in columns if name not in group.attrs["column-order"]]
         if unknown:
             known = ", ".join(group.attrs["column-order"])
             raise UsageError(f"{self.uri}: obs has no column {unknown[0]!r}; it has: {known}")
-        index = anndata.io.read_elem(group[group.attrs["_index"]])
-        return pd.DataFrame({name: anndata.io.read_elem(group[name]) for name in columns}, index=pd.Index(index))
+        names_n = read_names(group)
+        parts = {name: anndata.io.read_elem(group[name]) for name in columns}
+        return pd.DataFrame(parts, index=names_n if arrow_names else names_n.astype(object))
 
     def var(self) -> pd.DataFrame:
         """Genes; index = names."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import anndata
 import numpy as np
+import pandas as pd
 import zarr
 from numcodecs import blosc
 from zarr.codecs import BloscCodec
@@ -22,6 +23,7 @@ from zarr.codecs import BloscCodec
 from unicoord_atlas.errors import DataError
 
 from . import zarr_layout as names
+from .cell_names import write_frame
 from .shard_file import MISSING, encode_index, read_index
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    import pandas as pd
     from numpy.typing import NDArray
 
     from unicoord_atlas.batch import CsrBlock
@@ -280,7 +281,7 @@ def finish_store(
     uns = {names.UNS: {names.SCHEMA: np.array([schema.to_json()], object), names.NORMALIZATION: facts}}
     write_tables(
         zarr.open_group(out, mode="a", zarr_format=3),
-        {"obs": obs.set_axis(obs.index.astype(object)), "var": var, "uns": uns},
+        {"obs": obs, "var": var, "uns": uns},
     )
 
 
@@ -288,7 +289,10 @@ def write_tables(root: zarr.Group, tables: Mapping[str, Any]) -> None:
     """Write obs, var and uns beside X, the empty rest of an AnnData, and consolidate the metadata."""
     with anndata.settings.override(auto_shard_zarr_v3=False), warnings.catch_warnings():
         for key, element in {**tables, **{key: {} for key in EMPTY}}.items():
-            anndata.io.write_elem(root, key, element)
+            if isinstance(element, pd.DataFrame):
+                write_frame(root, key, element)
+            else:
+                anndata.io.write_elem(root, key, element)
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")  # anndata writes it likewise
         warnings.filterwarnings("ignore", "Object at .* is not recognized")  # the job's own files lie beside the groups
         zarr.consolidate_metadata(root.store)

@@ -1,3 +1,5 @@
+import gc
+
 import anndata
 import h5py
 import numpy as np
@@ -7,7 +9,7 @@ import scipy.sparse as sp
 import zarr
 
 from unicoord_atlas.errors import DataError, UsageError
-from unicoord_atlas.loaders import row_matrix
+from unicoord_atlas.loaders import chunked, row_matrix
 from unicoord_atlas.loaders.chunked import open_stretch
 from unicoord_atlas.loaders.sources import content_of, find_sources, open_source
 
@@ -112,6 +114,21 @@ def test_large_chunks_are_decoded_once(tmp_path, counts, monkeypatch):
         monkeypatch.setattr(stretch, "_decode", lambda number: decoded.append(number) or inflate(number))
         assert (dense(source, 3) == counts).all()
     assert sorted(decoded) == sorted(set(decoded))
+
+
+def test_chunks_of_many_sources_are_kept_together_and_go_with_them(tmp_path, counts):
+    """Some of each of an atlas's hundred sources would add up."""
+    for number in range(12):
+        cells(sp.csr_matrix(counts)).write_h5ad(tmp_path / f"{number}.h5ad", compression="gzip")
+    opened = [open_source(tmp_path / f"{number}.h5ad") for number in range(12)]
+    for source in opened:
+        np.testing.assert_array_equal(dense(source, 5), counts)
+    assert 0 < len(chunked._KEPT) <= chunked._KEPT_CHUNKS
+    for source in opened:
+        source.close()
+    del source, opened
+    gc.collect()
+    assert len(chunked._KEPT) == 0
 
 
 @pytest.mark.parametrize("entries", [1, 20, 64, 10_000])

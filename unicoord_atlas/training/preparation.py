@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from unicoord_atlas.config import RunConfig
     from unicoord_atlas.hierarchy import Hierarchy
 
+_NAMES_AT_ONCE = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
@@ -143,7 +145,11 @@ def _meets(obs: pd.DataFrame, condition: str) -> NDArray[np.bool_]:
 def _hash_shares(names: pd.Series, seed: int) -> NDArray[np.float64]:
     """Uniform in [0, 1) for each name: 8 bytes of BLAKE2b keyed with the seed."""
     key = seed.to_bytes(8, "little")
-    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in names.astype(str))
+    digests = b"".join(
+        hashlib.blake2b(name.encode(), digest_size=8, key=key).digest()
+        for start in range(0, len(names), _NAMES_AT_ONCE)  # as texts of Python's they take five times the memory
+        for name in names.iloc[start : start + _NAMES_AT_ONCE].astype(str)
+    )
     return np.frombuffer(digests, np.uint64) / 2.0**64
 
 

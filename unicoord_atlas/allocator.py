@@ -1,4 +1,5 @@
-"""Freed memory stays with the process: the tensors of one step are those of the next.
+"""What the C library's allocator does with freed memory: in training it stays with the process, as the tensors of one
+step are those of the next; between the phases of a job it goes back to the kernel.
 
 Gradients and activations of hundreds of MiB are freed and made again in every step.  By default the C library gives
 such blocks back to the kernel, which has to clear each of their pages when they are asked for again: a tenth of a
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import sys
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 _TRIM_BYTES, _PAD_BYTES = 2**31 - 1, 64 * 2**20
@@ -24,7 +26,12 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Hand to the kernel what is free; nothing where the C library is another one."""
+    """Hand to the kernel what is free, between two phases of a job: each would keep what it took at its peak.
+
+    Arrow's own pool is emptied if it is in use.  The C library's part does nothing where it is another one than glibc.
+    """
     gc.collect()
+    if "pyarrow" in sys.modules:
+        sys.modules["pyarrow"].default_memory_pool().release_unused()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

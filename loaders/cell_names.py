@@ -1,0 +1,65 @@
+"""Names of cells held by Arrow: as Python's texts they would take five times the memory.  Shapes: n cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import zarr
+from zarr.core.dtype import VariableLengthUTF8
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+TEXT = pa.large_string()
+_AT_ONCE = 1 << 16
+"""Names that are texts of Python's at a time; also a chunk of the array on disk."""
+
+
+def arrow_index(parts: Iterable[Any]) -> pd.Index:
+    """(n,) the names of all parts, one part after the other."""
+    return pd.Index(pd.array(pa.chunked_array([pa.array(part, TEXT) for part in parts], TEXT), "string[pyarrow]"))
+
+
+def read_names(table: Any) -> pd.Index:
+    """(n,) the index of a table that AnnData or `write_frame` wrote to Zarr."""
+    key = table.attrs["_index"]
+    array, title = table[key], None if key == "_index" else key
+    if isinstance(array, zarr.Group):  # texts with missing ones, as some program may have written them
+        return pd.Index(anndata.io.read_elem(array), name=title)
+    parts = (array[start : start + _AT_ONCE] for start in range(0, array.shape[0], _AT_ONCE))
+    return arrow_index(parts).rename(title)
+
+
+def write_frame(root: zarr.Group, key: str, frame: pd.DataFrame) -> None:
+    """Write a table as AnnData does; names that Arrow holds are written in pieces."""
+    if frame.index.dtype != "string[pyarrow]":
+        anndata.io.write_elem(root, key, frame)
+        return
+    anndata.io.write_elem(root, key, frame.set_axis(np.full(len(frame), "", object)))
+    group: Any = root[key]
+    name = group.attrs["_index"]
+    attributes = dict(group[name].attrs)
+    array = group.create_array(
+        name,
+        shape=(len(frame),),
+        chunks=(min(_AT_ONCE, max(len(frame), 1)),),
+        dtype=VariableLengthUTF8(),
+        attributes=attributes,
+        overwrite=True,
+    )
+    for start in range(0, len(frame), _AT_ONCE):
+        array[start : start + _AT_ONCE] = frame.index[start : start + _AT_ONCE].to_numpy(object)
+
+
+def with_python_names(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with names that AnnData can write."""
+    return frame.set_axis(frame.index.astype(object)) if frame.index.dtype == "string[pyarrow]" else frame
+
+
+def same_names(one: pd.Index, other: pd.Index) -> bool:
+    """Whether names are the same in the same order, whatever holds them."""
+    return len(one) == len(other) and bool(np.all(one.to_numpy(object) == other.to_numpy(object)))
