@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
+from unicoord_atlas.allocator import give_back_freed_memory, keep_freed_memory
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.graph_pass import moments_of_amounts
 from unicoord_atlas.loaders.in_order import in_order
@@ -25,7 +26,6 @@ from unicoord_atlas.loaders.zarr_store import ZarrStore
 from unicoord_atlas.points import encode_points
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.seeds import Seeds, seed_rows
-from unicoord_atlas.allocator import give_back_freed_memory, keep_freed_memory
 from unicoord_atlas.training.assembly import build_model, build_objective, num_epochs, own_genes, profile_of
 from unicoord_atlas.training.checkpoint import Progress, latest_progress, load_best, read_json, write_json
 from unicoord_atlas.training.estimate import estimate

@@ -1,9 +1,8 @@
-"""What the C library's allocator does with freed memory: in training it stays with the process, as the tensors of one
-step are those of the next; between the phases of a job it goes back to the kernel.
+"""Freed memory: kept by the process while it trains, given back to the kernel between the phases of a job.
 
-Gradients and activations of hundreds of MiB are freed and made again in every step.  By default the C library gives
-such blocks back to the kernel, which has to clear each of their pages when they are asked for again: a tenth of a
-step on CPU.
+Gradients and activations of hundreds of MiB are freed and made again in every step; the tensors of one step are those
+of the next.  By default the C library gives such blocks back to the kernel, which has to clear each of their pages when
+they are asked for again: a tenth of a step on CPU.
 """
 
 from __future__ import annotations
