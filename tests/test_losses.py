@@ -16,7 +16,6 @@ from unicoord_atlas.losses.objective import LabelFacts, Objective
 from unicoord_atlas.losses.supervised import class_weights, classification, hierarchical, regression
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
-from unicoord_atlas.model.noise import Noise
 
 NAN = float("nan")
 
@@ -132,28 +131,6 @@ def test_objective_is_the_weighted_sum_of_its_formulas():
     for name, value in expected.items():
         torch.testing.assert_close(result.terms[name], value.detach(), msg=name)
     torch.testing.assert_close(result.total, sum(expected.values()))
-
-
-def test_mixed_regression_is_that_of_cells_between_two():
-    """Against encoding mixed log-normalized values one by one; missing labels on either side are left out."""
-    objective, model = _objective(LossConfig(mixed_regression=10.0))
-    model.spec = model.spec.model_copy(update={"mixes": True, "model": ModelConfig(hidden=(16, 8), dropout=0.0)})
-    batch = _labelled_batch()
-    batch.values_nc[:, 0] = torch.where(torch.arange(60) % 4 == 0, torch.arange(60) / 7.0, NAN)
-    output = model(batch, Noise(0, 5, batch.rows_n))
-    mixture, dense = output.mixture, model.normalized(batch).to_dense()
-    assert sorted(mixture.others_n.tolist()) == list(range(60)) and mixture.others_n.tolist() != list(range(60))
-    assert 0.3 < float(mixture.shares_n.mean()) < 0.7
-    total = 0.0
-    for i, (other, share) in enumerate(zip(mixture.others_n.tolist(), mixture.shares_n.tolist())):
-        between = (1 - share) * dense[i] + share * dense[other]
-        first = between @ model.input_layer.weight + model.input_layer.bias
-        said = float(model.posterior_of(first[None]).mean_nd[0, 0].detach())
-        label = ((1 - share) * float(batch.values_nc[i, 0]) + share * float(batch.values_nc[other, 0]) - 10.0) / 2.0
-        total += 0.0 if math.isnan(label) else (said - label) ** 2 / 60 / 0.25**2
-    found = objective(output, batch, 0).terms["mixed_regression"]
-    assert total > 0 and float(found) == pytest.approx(10 * total, rel=1e-4)
-    assert model(batch).mixture is None  # validation looks at cells only
 
 
 def test_terms_of_halves_add_up_to_the_whole():

@@ -82,10 +82,6 @@ class LossConfig(_Section):
     capacity_nats: Weight = Field(0.0, description="0 = off; released: beta |C(t) - KL|, C from 0 to this")
     capacity_steps: Size = 25_000
     regression: Weight = 100.0
-    mixed_regression: Weight = Field(
-        0.0,
-        description="* 100 for values that add up, as proportions: half way between two cells is half the value",
-    )
     classification: Weight = Field(300.0, description="* paper: not stated; its code: 100")
     hierarchical: Weight = 10.0
     diffusion: Weight = Field(1.0, description="if there are diffusion dimensions; needs build-graph")

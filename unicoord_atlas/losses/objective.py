@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from unicoord_atlas.batch import MiniBatch
     from unicoord_atlas.config import LossConfig
     from unicoord_atlas.hierarchy import Hierarchy
-    from unicoord_atlas.model.joint_vae import Mixture, StepOutput
+    from unicoord_atlas.model.joint_vae import StepOutput
     from unicoord_atlas.model.latent import LatentSpec
 
 
@@ -89,9 +89,6 @@ class Objective:
         terms = {"reconstruction": config.reconstruction * output.mean_error, "kl": self.beta(step) * kl}
         if self.spec.num_supervised_continuous:
             terms["regression"] = config.regression * self._regression(output, batch, shares_n)
-            if output.mixture is not None:
-                between = self._mixed_regression(output.mixture, batch, shares_n)
-                terms["mixed_regression"] = config.mixed_regression * between
         if self.spec.num_supervised_discrete:
             terms["classification"] = config.classification * self._classification(output, batch, shares_n)
         if self.hierarchies and config.hierarchical > 0:
@@ -122,14 +119,6 @@ class Objective:
         label_nc = (batch.values_nc - self.offset_c) / self.scale_c
         error_nc = regression(output.posterior.mean_nd[:, : label_nc.shape[1]], label_nc)
         return (shares_n[:, None] * error_nc / self.known_shares_c).sum()
-
-    def _mixed_regression(self, mixture: Mixture, batch: MiniBatch, shares_n: Tensor) -> Tensor:
-        """As `_regression`, of cells between two that both have a label; a pair takes both, hence the square."""
-        label_nc = (batch.values_nc - self.offset_c) / self.scale_c
-        between_nc = torch.lerp(label_nc, label_nc[mixture.others_n], mixture.shares_n[:, None].to(label_nc.dtype))
-        error_nc = regression(mixture.mean_nd[:, : label_nc.shape[1]], between_nc)
-        weights_n = shares_n * (batch.weights_n[mixture.others_n] > 0)
-        return (weights_n[:, None] * error_nc / self.known_shares_c.square()).sum()
 
     def _classification(self, output: StepOutput, batch: MiniBatch, shares_n: Tensor) -> Tensor:
         each = [

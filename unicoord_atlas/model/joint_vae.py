@@ -44,26 +44,12 @@ class NetworkSpec(BaseModel):
     gene_dropout: float = 0.0
     gene_panels: float = 0.0
     decode_labels: bool = False
-    mixes: bool = False
-    """Whether a training step also encodes cells that lie between two."""
     target_sum: float = TARGET_SUM
     log_input: bool = False
     num_sources: int = 0
     """Sources whose unmeasured genes are masked; 0 = no mask."""
     num_atlas_genes: int = 0
     """Columns of the counts it is given, if it looks at some of them only; 0 = it takes all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """Cells that lie between each cell of a minibatch and another: first + share (other - first)."""
-
-    others_n: Tensor
-    """(n,) int64: position of the other."""
-    shares_n: Tensor
-    """(n,) in 0..1: the other's share."""
-    mean_nd: Tensor
-    """What the encoder says of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +63,6 @@ class StepOutput:
     """Scalar: weighted mean of the errors, with gradient."""
     diffusion_error: Tensor | None = None
     """Scalar, with gradient: mean squared error of the cells decoded from where their neighbours are."""
-    mixture: Mixture | None = None
 
 
 class JointVAE(nn.Module):
@@ -185,13 +170,8 @@ class JointVAE(nn.Module):
 
     def encode(self, rows: SparseRows, order: GeneOrder | None = None, noise: Noise | None = None) -> Posterior:
         """Posterior of log-normalized cells; with noise there is dropout after the first and second layer."""
-        return self.posterior_of(self.first_sums(rows, order), noise)
-
-    def first_sums(self, rows: SparseRows, order: GeneOrder | None = None) -> Tensor:
-        """(n, h) sums of the first layer, before its ReLU: linear in the log-normalized cells."""
         rows = replace(rows, data=rows.data * self.heard_g.index_select(0, rows.indices))
-        sums_nh: Tensor = self.input_layer(rows, order, self.compute_dtype)
-        return sums_nh
+        return self.posterior_of(self.input_layer(rows, order, self.compute_dtype), noise)
 
     def posterior_of(self, first_nh: Tensor, noise: Noise | None = None) -> Posterior:
         """Posterior of cells of which the first layer's sums are known."""
@@ -245,26 +225,17 @@ class JointVAE(nn.Module):
         rows = self.normalized(batch)
         order = GeneOrder.of(rows)
         seen = rows if noise is None else self.augmented(batch, noise)
-        first_nh = self.first_sums(seen, GeneOrder.of(seen) if torch.is_grad_enabled() else None)
-        posterior = self.posterior_of(first_nh, noise)
+        posterior = self.encode(seen, GeneOrder.of(seen) if torch.is_grad_enabled() else None, noise)
         latent_nw = posterior.mode() if noise is None else posterior.sample(noise, self.spec.temperature)
         if noise is not None and self.spec.decode_labels:
             latent_nw = with_labels(latent_nw, batch.codes_nl, batch.values_nc, self.spec.latent)
         shares_n = batch.weights_n / batch.weights_n.sum()
         mean_error, errors_n = self.reconstruction_error(latent_nw, self.target(batch, rows, order), shares_n, noise)
-        mixture = self._mixture(first_nh, noise) if noise is not None and self.spec.mixes else None
         if noise is None or not self.spec.latent.num_diffusion:
-            return StepOutput(posterior, errors_n, mean_error, mixture=mixture)
+            return StepOutput(posterior, errors_n, mean_error)
         near = batch.neighborhood  # none where no cell carries the term; the term is there on every rank all the same
         diffusion = self._diffusion_error(near, latent_nw, shares_n, noise) if near else mean_error.new_zeros(())
-        return StepOutput(posterior, errors_n, mean_error, diffusion, mixture)
-
-    def _mixture(self, first_nh: Tensor, noise: Noise) -> Mixture:
-        """Each cell with one other of the minibatch: mixed log-normalized values, as the first layer is linear."""
-        draws_n2 = noise.uniform(Purpose.MIXTURE, 2)
-        others_n, shares_n = draws_n2[:, 0].argsort(), draws_n2[:, 1].to(first_nh.dtype)
-        mixed_nh = torch.lerp(first_nh, first_nh[others_n], shares_n[:, None])
-        return Mixture(others_n, shares_n, self.posterior_of(mixed_nh, noise).mean_nd)
+        return StepOutput(posterior, errors_n, mean_error, diffusion)
 
     def _diffusion_error(self, near: Neighborhood, latent_nw: Tensor, shares_n: Tensor, noise: Noise) -> Tensor:
         """Scalar: squared error of the carrying cells decoded from a sample of their neighbours' average."""

@@ -40,7 +40,6 @@ class Purpose(IntEnum):
     JITTER = 12
     THINNING_SECOND = 13
     THINNING_MANY = 14
-    MIXTURE = 15
     DROPOUT = 64  # plus the layer's number
 
 

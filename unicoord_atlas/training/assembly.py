@@ -104,7 +104,6 @@ def build_model(
         gene_dropout=config.augment.gene_dropout,
         gene_panels=config.augment.gene_panels,
         decode_labels=config.latent.decode_labels,
-        mixes=config.loss.mixed_regression > 0 and any(each.supervised for each in preparation.latent.continuous),
         target_sum=normalization.target_sum,
         log_input=normalization.log_input,
         num_sources=len(measured_sg) if masked else 0,
