@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import signal
 import sys
@@ -89,6 +90,7 @@ def run(options: TrainOptions) -> dict[str, Any]:
     result = _train(options, store, mirror)
     if result is None:
         return {}
+    gc.collect()
     give_back_freed_memory()  # the report is another process, which should not stand beside what training took
     page = (
         write_report(options.out, options.store if isinstance(store, ZarrStore) else None) if options.report else None

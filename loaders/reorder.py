@@ -10,8 +10,10 @@ import zarr
 
 from unicoord_atlas.batch import CsrBlock
 
+from .plan import find_runs
 from .row_matrix import bounded_cuts
 from .store import CsrBuffer
+from .window import take_rows
 from .write_pass import begin_shards, own_rows
 from .zarr_layout import MatrixLayout, read_layout
 from .zarr_writer import AtlasWriter, is_whole
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
     from .store import CellStore
     from .write_pass import RunEach
+
+_ENTRIES_TOGETHER = 1 << 24
+"""Of rows that are read together, in the order of the store: rows that share a compressed block share its decoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +80,13 @@ def write_reordered_shard(task: ReorderTask) -> int:
     first_row, stop_row = layout.rows_of_shard(task.shard)
     buffer = CsrBuffer()
     with AtlasWriter(task.out, layout, task.shard, task.shard + 1, task.threads) as writer:
-        for start, stop in bounded_cuts(layout.indptr, stop_row, first_row, stop_row):
+        for start, stop in bounded_cuts(layout.indptr, stop_row, first_row, stop_row, _ENTRIES_TOGETHER):
             rows = task.order[start - first_row : stop - first_row]
-            read = task.store.read_ranges(np.stack([rows, rows + 1], axis=1), buffer)
-            writer.write(CsrBlock(read.indptr, read.indices, read.data))
+            ascending = np.argsort(rows, kind="stable")
+            place = np.empty_like(ascending)
+            place[ascending] = np.arange(len(rows))
+            taken = take_rows(task.store.read_ranges(find_runs(rows[ascending]), buffer), place)
+            writer.write(CsrBlock(taken.indptr, taken.indices, taken.data))
     return task.shard
 
 

@@ -8,7 +8,6 @@ they are asked for again: a tenth of a step on CPU.
 from __future__ import annotations
 
 import ctypes
-import gc
 import platform
 import sys
 
@@ -29,7 +28,6 @@ def give_back_freed_memory() -> None:
 
     Arrow's own pool is emptied if it is in use.  The C library's part does nothing where it is another one than glibc.
     """
-    gc.collect()
     if "pyarrow" in sys.modules:
         sys.modules["pyarrow"].default_memory_pool().release_unused()
     if platform.libc_ver()[0] == "glibc":
