@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,20 @@ def main() -> int:
         print(f"bar speed_{order.replace(' ', '_')} {facts['ratio']:.2f} >= {LEAST_RATIO} {met}")
     print(f"bar memory_ratio {ratio:.3f} <= {MOST_MEMORY} {'ok' if bars['memory_ratio'] else 'SHORT'}")
     if args.json:
-        result = {"machine": machine, "speed": speed, "memory": memory}
+        peers = peer_versions(args.peer_python) if args.peer_python else {}
+        command = " ".join(["python", *sys.argv])
+        when = {"command": command, "date": time.strftime("%Y-%m-%d"), "load_average": round(os.getloadavg()[0], 1)}
+        result = {"machine": machine, "peers": peers, **when, "speed": speed, "memory": memory}
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     return int(not all(bars.values()))
+
+
+def peer_versions(python: Path) -> dict[str, str]:
+    """What the peer's interpreter has."""
+    names = ("annbatch", "zarrs", "zarr", "anndata")
+    code = f"import json; from importlib.metadata import version; print(json.dumps({{n: version(n) for n in {names}}}))"
+    found: dict[str, str] = json.loads(subprocess.check_output([python, "-c", code], text=True))
+    return found
 
 
 def measure_memory(folder: Path, divisor: int) -> list[dict[str, Any]]:
