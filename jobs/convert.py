@@ -11,7 +11,6 @@ import numpy as np
 from tqdm import tqdm
 
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
-from unicoord_atlas.loaders.cell_names import same_names
 from unicoord_atlas.loaders.object_address import shown
 from unicoord_atlas.loaders.soma_address import is_soma
 from unicoord_atlas.loaders.store import open_store
@@ -92,7 +91,7 @@ def add_latents(options: AddLatentsOptions) -> dict[str, Any]:
     if not is_soma(options.soma):
         raise DataError(f"{shown(options.soma)}: is no SOMA Experiment")
     store, latents = SomaStore(str(options.soma)), anndata.io.read_zarr(options.latents)
-    if not same_names(store.obs([]).index, latents.obs_names):
+    if not store.obs([]).index.equals(latents.obs_names):
         raise DataError(f"{options.latents}: its cells are not those of {store.uri}; export latents of that")
     tables = {f"{options.prefix}{key}": np.asarray(table, np.float32) for key, table in latents.obsm.items()}
     for key, table in tables.items():

@@ -29,7 +29,7 @@ def read_names(table: Any) -> pd.Index:
     key = table.attrs["_index"]
     array, title = table[key], None if key == "_index" else key
     if isinstance(array, zarr.Group):  # texts with missing ones, as some program may have written them
-        return pd.Index(anndata.io.read_elem(array), name=title)
+        return arrow_index([anndata.io.read_elem(array)]).rename(title)
     parts = (array[start : start + _AT_ONCE] for start in range(0, array.shape[0], _AT_ONCE))
     return arrow_index(parts).rename(title)
 
@@ -58,8 +58,3 @@ def write_frame(root: zarr.Group, key: str, frame: pd.DataFrame) -> None:
 def with_python_names(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with names that AnnData can write."""
     return frame.set_axis(frame.index.astype(object)) if frame.index.dtype == "string[pyarrow]" else frame
-
-
-def same_names(one: pd.Index, other: pd.Index) -> bool:
-    """Whether names are the same in the same order, whatever holds them."""
-    return len(one) == len(other) and bool(np.all(one.to_numpy(object) == other.to_numpy(object)))

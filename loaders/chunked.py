@@ -26,15 +26,16 @@ _INFLATABLE = ((_DEFLATE,), (_SHUFFLE, _DEFLATE))
 _LARGE_CHUNK = 1 << 20
 """Bytes from which a chunk that h5py or zarr decodes is kept; one that is inflated is kept always: neighbouring reads
 share it and decoding it again would cost."""
-_KEPT_CHUNKS = 32
-"""Of all arrays together: of each of an atlas's hundred sources, some would add up."""
+_KEPT_BYTES, _KEPT_AT_LEAST = 16 << 20, 8
+"""Of all arrays together: of each of an atlas's hundred sources, some would add up.  The threads that read a source
+share chunks of two arrays, so that some are kept whatever their size."""
 
 
 class _KeptChunks:
     """The decoded chunks that were asked for last."""
 
-    def __init__(self, number: int) -> None:
-        self._number, self._lock = number, threading.Lock()
+    def __init__(self) -> None:
+        self._lock, self._bytes = threading.Lock(), 0
         self._chunks: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -49,20 +50,17 @@ class _KeptChunks:
             return self._chunks.get(key)
 
     def put(self, key: tuple[int, int], chunk: NDArray[Any]) -> None:
-        """Keep a chunk, and let go the one that was asked for longest ago."""
+        """Keep a chunk, and let go those that were asked for longest ago."""
         with self._lock:
+            if key in self._chunks:  # another thread decoded it meanwhile
+                return
             self._chunks[key] = chunk
-            while len(self._chunks) > self._number:
-                self._chunks.popitem(last=False)
-
-    def forget(self, array: int) -> None:
-        """Let go the chunks of an array that is closed."""
-        with self._lock:
-            for key in [key for key in self._chunks if key[0] == array]:
-                del self._chunks[key]
+            self._bytes += chunk.nbytes
+            while self._bytes > _KEPT_BYTES and len(self._chunks) > _KEPT_AT_LEAST:
+                self._bytes -= self._chunks.popitem(last=False)[1].nbytes
 
 
-_KEPT, _NEXT_KEY = _KeptChunks(_KEPT_CHUNKS), count()
+_KEPT, _NEXT_KEY = _KeptChunks(), count()
 
 
 class Stretch(Protocol):
@@ -88,7 +86,6 @@ class ChunkedStretch:
         large = self._chunk_size * self.dtype.itemsize >= _LARGE_CHUNK
         self._by_chunk = self._chunk_size > 0 and (large or self._inflate is not None)
         self._key = next(_NEXT_KEY)
-        weakref.finalize(self, _KEPT.forget, self._key)
 
     def __len__(self) -> int:
         """Number of elements."""

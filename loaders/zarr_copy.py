@@ -10,7 +10,6 @@ import pandas as pd
 from unicoord_atlas.batch import CsrBlock
 from unicoord_atlas.errors import DataError
 
-from .cell_names import same_names
 from .row_matrix import bounded_cuts
 from .store import CsrBuffer
 from .zarr_layout import SIZE_FACTOR, SOURCE, MatrixLayout
@@ -62,7 +61,7 @@ def require_equal(one: CellStore, other: CellStore, progress: Callable[[int], ob
 
 def _require_same_obs(one: CellStore, other: CellStore) -> None:
     left, right = one.obs(arrow_names=True), other.obs(arrow_names=True)
-    if not same_names(left.index, right.index):
+    if not left.index.equals(right.index):
         raise _differs(one, other, "the name of some cell")
     for name in left.columns.intersection(right.columns):
         a, b = (table[name].astype(object).where(table[name].notna(), None) for table in (left, right))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import sys
+
+import pyarrow as pa
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 _TRIM_BYTES, _PAD_BYTES = 2**31 - 1, 64 * 2**20
@@ -26,9 +27,8 @@ def keep_freed_memory() -> bool:
 def give_back_freed_memory() -> None:
     """Hand to the kernel what is free, between two phases of a job: each would keep what it took at its peak.
 
-    Arrow's own pool is emptied if it is in use.  The C library's part does nothing where it is another one than glibc.
+    Arrow's pool, and the C library's where that is glibc.
     """
-    if "pyarrow" in sys.modules:
-        sys.modules["pyarrow"].default_memory_pool().release_unused()
+    pa.default_memory_pool().release_unused()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
