@@ -23,7 +23,7 @@ from train_inputs import LABELS
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.jobs.train import TrainOptions, run
-from unicoord_atlas.model import joint_vae, sparse_input
+from unicoord_atlas.model import gene_order, joint_vae, sparse_input
 from unicoord_atlas.model.fused_decode import _FusedDecode
 from unicoord_atlas.training import loop
 from unicoord_atlas.training.averaging import AveragedWeights
@@ -40,7 +40,7 @@ WAITING = "waiting for cells"
 PARTS = {
     "counts to log-normalized values (target)": (joint_vae.JointVAE, "normalized"),
     "augmentation: gene dropout, thinning, log-normalized": (joint_vae.JointVAE, "augmented"),
-    "entries in the order of genes (input and target)": (sparse_input.GeneOrder, "of"),
+    "entries in the order of genes (input and target)": (gene_order.GeneOrder, "of"),
     "first layer, forward": (sparse_input._SparseLinear, "forward"),
     "first layer, gradient": (sparse_input._SparseLinear, "backward"),
     "last layer and squared error, forward and gradient": (_FusedDecode, "forward"),

@@ -30,6 +30,7 @@ from unicoord_atlas.seeds import Seeds, seed_rows
 from unicoord_atlas.training.assembly import build_model, build_objective, num_epochs, own_genes, profile_of
 from unicoord_atlas.training.checkpoint import Progress, latest_progress, load_best, read_json, write_json
 from unicoord_atlas.training.estimate import estimate
+from unicoord_atlas.training.feed import DeviceFeed
 from unicoord_atlas.training.finish import finished_model
 from unicoord_atlas.training.loop import run_training
 from unicoord_atlas.training.metrics import read_metrics
@@ -178,7 +179,8 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
     partition = Partition(accelerator.process_index, accelerator.num_processes)
     batch_size = even_batch_size(len(prepared.training_rows), config.train.batch_size)
     part = part_size(batch_size, partition.world_size, config.train.accumulate_steps)
-    training = _shuffled(store, prepared, config, part, partition)
+    on_gpu = accelerator.device.type == "cuda"
+    training = _shuffled(store, prepared, config, part, partition, pinned=on_gpu)
     moments = partial(moments_of_amounts, store, partial(in_order, threads=2))
     genes = own_genes(config, store.schema, moments, _listed_genes(config, store))
     # Of the same cells on every rank: what a model starts with beside its weights is not sent around.
@@ -198,6 +200,8 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
         table = latent_table(options.out, store.n_obs, model, _in_order(store, prepared, prepared.training_rows))
         stream = with_neighbors(training, store, prepared, graph, table, config)
         accelerator.wait_for_everyone()  # no rank may fill the table while another trains on it
+    elif on_gpu:
+        stream = DeviceFeed(training, accelerator.device)  # with a table the next neighbours depend on this step
     return Training(
         model,
         build_objective(config, model, prepared, accelerator.device),
@@ -213,7 +217,12 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
 
 
 def _shuffled(
-    store: CellStore, prepared: Preparation, config: RunConfig, batch_size: int, partition: Partition
+    store: CellStore,
+    prepared: Preparation,
+    config: RunConfig,
+    batch_size: int,
+    partition: Partition,
+    pinned: bool = False,
 ) -> CellStream:
     return CellStream(
         store,
@@ -225,6 +234,7 @@ def _shuffled(
         memory_bytes=config.stream.memory_bytes,
         partition=partition,
         drop_last=True,
+        pinned=pinned,
     )
 
 

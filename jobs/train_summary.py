@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from unicoord_atlas.training.preparation import Preparation
 
-_SPEED = ("seconds", "cells_per_second", "data_wait")
+_SPEED = ("seconds", "cells_per_second", "data_wait", "device_bytes")
 _VALIDATION = "validation_"
 
 
@@ -44,6 +44,8 @@ def summary_table(entries: Sequence[Mapping[str, Any]], best_epoch: int, metrics
     cells = sum(entry["seconds"] * entry["cells_per_second"] for entry in entries)
     waited = sum(entry["seconds"] * entry["data_wait"] for entry in entries)
     speed = f"{cells / seconds:,.0f} cells/s, data wait {waited / seconds:.1%}"
+    if "device_bytes" in best:
+        speed += f", at most {max(entry['device_bytes'] for entry in entries) / 2**30:.2f} GiB of the GPU's memory"
     table = Table(
         "", "training", "validation",
         title=f"epoch {best_epoch} of {len(entries)}",

@@ -21,7 +21,13 @@ _AT_ONCE = 1 << 16
 
 def arrow_index(parts: Iterable[Any]) -> pd.Index:
     """(n,) the names of all parts, one part after the other."""
-    return pd.Index(pd.array(pa.chunked_array([pa.array(part, TEXT) for part in parts], TEXT), "string[pyarrow]"))
+    chunks = pa.chunked_array([pa.array(_known_to_arrow(part), TEXT) for part in parts], TEXT)
+    return pd.Index(pd.array(chunks, "string[pyarrow]"))
+
+
+def _known_to_arrow(part: Any) -> Any:
+    """Arrow before version 26 does not know NumPy's own texts."""
+    return part.astype(object) if getattr(part, "dtype", None) == np.dtypes.StringDType() else part
 
 
 def read_names(table: Any) -> pd.Index:

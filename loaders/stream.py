@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +61,8 @@ class CellStream:
         rank that has one cell less than the others.
     num_workers
         Processes that read; 0 reads in threads of this one, which is faster unless the store decodes in Python.
+    pinned
+        Counts of minibatches lie in pinned memory, from where a GPU fetches them while the host does other work.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class CellStream:
         partition: Partition = ALONE,
         drop_last: bool = False,
         num_workers: int = 0,
+        pinned: bool = False,
     ) -> None:
         if rows is not None and (
             np.any(np.diff(rows) <= 0) or (len(rows) and not 0 <= rows[0] <= rows[-1] < store.n_obs)
@@ -93,6 +96,7 @@ class CellStream:
         self._rank = partition.rank
         self._drop_last = drop_last
         self._num_workers = num_workers
+        self._pinned = pinned
         cut = Cut(partition.world_size, batch_size, 1, block_cells)
         fits = min(window_cells, cells_in_memory(store, rows, block_cells, memory_bytes // (2 + 2 * num_workers)))
         self._cut = replace(cut, window_batches=max(fits // batch_size, 1))
@@ -135,7 +139,7 @@ class CellStream:
             "version": STATE_VERSION,
             "seed": self._seed,
             "epoch": self._epoch,
-            "fingerprint": self._fingerprint(),
+            "fingerprint": self._fingerprint,
             "read": [{**asdict(cut), "batches": batches} for cut, batches in past],
         }
 
@@ -147,7 +151,7 @@ class CellStream:
             raise ConfigError(
                 f"stream state: seed {state['seed']}, but the stream has seed {self._seed}; use the same seed"
             )
-        if state["fingerprint"] != self._fingerprint():
+        if state["fingerprint"] != self._fingerprint:
             raise DataError(
                 f"stream state: it was read from other cells than those of {self._store.uri}; has the atlas changed?"
             )
@@ -191,9 +195,10 @@ class CellStream:
 
     def _batch(self, window: Window, start: int, stop: int) -> MiniBatch:
         return self._columns.batch(
-            window.batch_counts(start, stop), window.rows[start:stop], window.weights[start:stop]
+            window.batch_counts(start, stop, self._pinned), window.rows[start:stop], window.weights[start:stop]
         )
 
+    @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.blake2b(f"{self._store.fingerprint} {self._order} {self._drop_last}".encode(), digest_size=16)
         for chosen in (self._selected, self._weights):

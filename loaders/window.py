@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +15,13 @@ from unicoord_atlas.batch import SparseRows
 
 from .plan import WindowPlan, expand_ranges, find_runs
 from .store import CellStore, CsrBuffer, CsrRows
+from .store_files import READ_THREADS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_COPYING = min(READ_THREADS, 4)
+"""Threads that copy rows into a minibatch: few, for each must wait for Python's lock again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +35,21 @@ class Window:
     weights: NDArray[np.float32]
     num_genes: int
 
-    def batch_counts(self, start: int, stop: int) -> SparseRows:
-        """Counts of the start-th to stop-th cell to deliver; a copy."""
-        taken = take_rows(self.counts, self.order[start:stop])
-        return SparseRows(
-            torch.from_numpy(taken.indptr),
-            torch.from_numpy(taken.indices),
-            torch.from_numpy(taken.data),
-            self.num_genes,
+    def batch_counts(self, start: int, stop: int, pinned: bool = False) -> SparseRows:
+        """Counts of the start-th to stop-th cell to deliver; a copy, in pinned memory if a GPU is to fetch it."""
+        picks = self.order[start:stop]
+        indptr = _indptr(self.counts, picks)
+        indices, data = (
+            self._copied(values, picks, indptr, pinned) for values in (self.counts.indices, self.counts.data)
         )
+        return SparseRows(torch.from_numpy(indptr), indices, data, self.num_genes)
+
+    def _copied(
+        self, values: NDArray[Any], picks: NDArray[np.int64], indptr: NDArray[np.int64], pinned: bool
+    ) -> torch.Tensor:
+        copy = torch.empty(int(indptr[-1]), dtype=_torch_type(values.dtype), pin_memory=pinned)
+        _take_into(copy.numpy(), self.counts.indptr, values, picks, indptr)
+        return copy
 
 
 def read_window(store: CellStore, plan: WindowPlan, rows: NDArray[np.int64] | None, buffer: CsrBuffer) -> Window:
@@ -53,10 +65,42 @@ def read_window(store: CellStore, plan: WindowPlan, rows: NDArray[np.int64] | No
 
 def take_rows(counts: CsrRows, picks: NDArray[np.int64]) -> CsrRows:
     """The picked rows, in the order given; copies."""
+    wanted = pa.array(picks)
+    parts = (_take(counts.indptr, values, wanted) for values in (counts.indices, counts.data))
+    return CsrRows(_indptr(counts, picks), *parts)
+
+
+def _indptr(counts: CsrRows, picks: NDArray[np.int64]) -> NDArray[np.int64]:
     indptr = np.zeros(len(picks) + 1, np.int64)
     np.cumsum(counts.indptr[picks + 1] - counts.indptr[picks], out=indptr[1:])
-    wanted = pa.array(picks)
-    return CsrRows(indptr, *(_take(counts.indptr, values, wanted) for values in (counts.indices, counts.data)))
+    return indptr
+
+
+def _torch_type(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+def _take_into(
+    out: NDArray[Any],
+    indptr: NDArray[np.int64],
+    values: NDArray[Any],
+    picks: NDArray[np.int64],
+    into: NDArray[np.int64],
+) -> None:
+    """Write the entries of the picked rows, a share of the rows in each thread."""
+    share = max(-(-len(picks) // _COPYING), 1)
+
+    def copy(first: int) -> None:
+        some = picks[first : first + share]
+        out[into[first] : into[first + len(some)]] = _take(indptr, values, pa.array(some))
+
+    for _ in _pool().map(copy, range(0, len(picks), share)):
+        pass
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_COPYING, "take-rows")
 
 
 def _take(indptr: NDArray[np.int64], values: NDArray[Any], picks: pa.Array) -> NDArray[Any]:

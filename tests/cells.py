@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import anndata
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
 import torch
 
 from unicoord_atlas.batch import CellColumns, MiniBatch, SparseRows
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def sparse_rows(dense: np.ndarray) -> SparseRows:
@@ -41,3 +49,19 @@ def minibatch(
         np.zeros((n, 0), np.float32) if values is None else values.astype(np.float32),
     )
     return columns.batch(sparse_rows(counts), np.arange(n, dtype=np.int64), np.ones(n, np.float32))
+
+
+def write_cells(path: Path, seed: int, num_cells: int = 800) -> anndata.AnnData:
+    """An .h5ad of cells of three types with a time that drives forty genes; every tenth label is missing."""
+    counts, types = counts_of_types(num_cells, 400, 3, num_markers=30)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(num_cells)
+    counts, types = counts[order], types[order]
+    time = rng.uniform(0, 10, num_cells)
+    counts[:, 100:140] = rng.poisson(time[:, None], (num_cells, 40))
+    names = np.array(["B", "T", "NK"])[types].astype(object)
+    names[::10] = "unknown"
+    obs = pd.DataFrame({"cell_type": names, "time": time, "truth": types}, index=[f"cell{i}" for i in range(num_cells)])
+    adata = anndata.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"GENE{i}" for i in range(400)]))
+    adata.write_h5ad(path)
+    return adata

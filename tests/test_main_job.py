@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from cells import counts_of_types
+from cells import write_cells
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.coordinate_changes import Changes
@@ -50,22 +50,6 @@ SETTINGS = [
     "train.precision=fp32",
 ]
 DIFFUSION = ["latent.unsupervised_continuous=4", "latent.diffusion=2"]
-
-
-def write_cells(path: Path, seed: int, num_cells: int = 800) -> anndata.AnnData:
-    """An .h5ad of cells of three types with a time that drives forty genes; every tenth label is missing."""
-    counts, types = counts_of_types(num_cells, 400, 3, num_markers=30)
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(num_cells)
-    counts, types = counts[order], types[order]
-    time = rng.uniform(0, 10, num_cells)
-    counts[:, 100:140] = rng.poisson(time[:, None], (num_cells, 40))
-    names = np.array(["B", "T", "NK"])[types].astype(object)
-    names[::10] = "unknown"
-    obs = pd.DataFrame({"cell_type": names, "time": time, "truth": types}, index=[f"cell{i}" for i in range(num_cells)])
-    adata = anndata.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"GENE{i}" for i in range(400)]))
-    adata.write_h5ad(path)
-    return adata
 
 
 def config(*more: str) -> RunConfig:

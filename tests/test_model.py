@@ -6,11 +6,13 @@ import torch
 from cells import counts_of_types, minibatch, sparse_rows
 
 from unicoord_atlas.config import ModelConfig
+from unicoord_atlas.model import joint_vae, sparse_input
 from unicoord_atlas.model.fused_decode import DecodeOptions, Target, fused_decode_error, partly_measured
+from unicoord_atlas.model.gene_order import GeneOrder
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec, Posterior, one_hot, with_labels
 from unicoord_atlas.model.noise import Noise, Purpose, below
-from unicoord_atlas.model.sparse_input import GeneOrder, SparseLinear
+from unicoord_atlas.model.sparse_input import SparseLinear
 from unicoord_atlas.normalization import log_normalize
 
 N, G, H = 7, 33, 5
@@ -152,6 +154,33 @@ def test_sparse_linear_equals_dense_linear():
     torch.testing.assert_close(ours, dense)
     torch.testing.assert_close(torch.autograd.grad((ours * weights).sum(), [layer.weight, layer.bias]), expected)
     torch.testing.assert_close(layer(rows, None, torch.float32), dense)
+
+
+@pytest.mark.parametrize("size", [8, 11, 64])
+def test_the_first_layer_in_dense_tiles_equals_a_dense_one(monkeypatch, size):
+    """What a GPU does; no gene of the first two tiles is in any cell but one."""
+    monkeypatch.setattr(sparse_input, "tile_size", lambda device, num_cells: size)
+    x = np.random.default_rng(0).poisson(0.3, (N, G)).astype(np.float32)
+    x[:, :16] = 0
+    x[2, 9] = 3
+    rows, weights = sparse_rows(x), torch.randn(N, H)
+    weight = torch.randn(G, H, requires_grad=True)
+    ours = sparse_input._TiledLinear.apply(weight, rows, GeneOrder.of(rows), torch.float32)
+    dense = torch.from_numpy(x) @ weight
+    torch.testing.assert_close(ours, dense)
+    torch.testing.assert_close(*(torch.autograd.grad((each * weights).sum(), weight)[0] for each in (ours, dense)))
+
+
+def test_augmented_entries_that_stay_as_zeros_are_those_that_are_gathered(monkeypatch):
+    counts, types = counts_of_types()
+    batch, model = minibatch(counts, types[:, None]), JointVAE(_spec(thinning=0.5, gene_dropout=0.3))
+    noise = Noise(0, 0, batch.rows_n)
+    gathered = model.augmented(batch, noise)
+    real = joint_vae.left_over
+    monkeypatch.setattr(joint_vae, "left_over", lambda *given, gathered: real(*given, gathered=False))
+    kept = model.augmented(batch, noise)
+    assert len(kept.data) == len(batch.counts.data) > len(gathered.data)
+    assert torch.equal(kept.to_dense(), gathered.to_dense())
 
 
 def test_the_encoder_on_sparse_rows_equals_a_dense_one_dropout_included():

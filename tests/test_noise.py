@@ -2,7 +2,8 @@ import numpy as np
 import torch
 from scipy import stats
 
-from unicoord_atlas.model.noise import EntryNoise, Noise, Purpose, thin
+from unicoord_atlas.model.augment import thin
+from unicoord_atlas.model.noise import EntryNoise, Noise, Purpose
 
 
 def test_noise_depends_only_on_seed_step_purpose_and_cell():
@@ -32,7 +33,11 @@ def test_noise_has_the_distributions_it_promises():
 def thinned(counts, keep, noise):
     """One count a cell, all of gene 7."""
     entries = EntryNoise(noise, torch.arange(len(counts)), torch.full((len(counts),), 7))
-    return thin(counts, keep, entries.draws(Purpose.THINNING)[0], entries)
+    ways = [
+        thin(counts, keep, entries.draws(Purpose.THINNING)[0], entries, where_needed) for where_needed in (True, False)
+    ]
+    assert torch.equal(*ways)
+    return ways[0]
 
 
 def test_thin_keeps_binomial_mean_and_variance():

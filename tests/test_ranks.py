@@ -150,7 +150,7 @@ def test_launch_asks_for_what_it_needs():
 
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory) -> Path:
-    from test_main_job import write_cells
+    from cells import write_cells
 
     from unicoord_atlas.jobs import ingest
 

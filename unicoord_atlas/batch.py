@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,12 +52,11 @@ class SparseRows:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> SparseRows:
         """The same rows on another device, still in compact types."""
-        return replace(
-            self,
-            indptr=self.indptr.to(device, non_blocking=non_blocking),
-            indices=self.indices.to(device, non_blocking=non_blocking),
-            data=self.data.to(device, non_blocking=non_blocking),
-        )
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> SparseRows:
+        """The same rows with each tensor changed."""
+        return SparseRows(change(self.indptr), change(self.indices), change(self.data), self.num_genes)
 
     def row_of_entry(self) -> Tensor:
         """(z,) int64: the row that each entry belongs to."""
@@ -129,11 +128,13 @@ class MiniBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> MiniBatch:
         """The same minibatch on another device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> MiniBatch:
+        """The same minibatch with each tensor changed."""
         near = self.neighborhood
-        moved = self._with(
-            self.counts.to(device, non_blocking), lambda tensor: tensor.to(device, non_blocking=non_blocking)
-        )
-        return moved if near is None else replace(moved, neighborhood=near.to(device, non_blocking))
+        changed = self._with(self.counts.map(change), change)
+        return changed if near is None else replace(changed, neighborhood=near.map(change))
 
     def part(self, counts: SparseRows, positions_m: Tensor) -> MiniBatch:
         """Some of its cells, whose counts the caller has taken; without their neighbourhood."""
@@ -176,10 +177,18 @@ class Neighborhood:
     share: float
     """Probability with which a cell carries the term."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Neighborhood:
-        """The same neighbourhood on another device."""
-        moved = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "share"}
-        return replace(self, **{name: part.to(device, non_blocking=non_blocking) for name, part in moved.items()})
+    def map(self, change: Callable[[Tensor], Tensor]) -> Neighborhood:
+        """The same neighbourhood with each tensor changed."""
+        return Neighborhood(
+            change(self.positions_m),
+            self.carrying.map(change),
+            self.live.map(change),
+            change(self.owner_v),
+            change(self.mean_md),
+            change(self.variance_md),
+            change(self.counts_m),
+            self.share,
+        )
 
 
 @dataclass(frozen=True, slots=True)

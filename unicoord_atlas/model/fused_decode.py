@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
-    from .sparse_input import GeneOrder
+    from .gene_order import GeneOrder, GeneTile
 
 ReluGradient = Literal["y_or_x", "y"]
 
@@ -47,11 +47,6 @@ class DecodeOptions:
     tile: int = 2048
 
 
-def tile_size(device: torch.device, num_cells: int) -> int:
-    """Genes a tile: one that stays in a core's cache on CPU, one that fills the device elsewhere."""
-    return 2048 if device.type == "cpu" else max(2048, 2**24 // max(num_cells, 1) // 256 * 256)
-
-
 def partly_measured(measured_sg: Tensor, tile: int) -> tuple[bool, ...]:
     """For each tile, whether any source left out any of its genes."""
     return tuple(not bool(part.all()) for part in measured_sg.split(tile, dim=1))
@@ -76,15 +71,12 @@ class _FusedDecode(torch.autograd.Function):
             scaled = (2.0 * weights_n[:, None] * hidden_nh).to(options.dtype)
             grad_hidden = torch.zeros_like(hidden_nh)
             grad_weight, grad_bias = torch.empty_like(weight_gh), torch.empty_like(bias_g)
-        bounds = target.order.gene_ptr[_tile_starts(weight_gh.shape[0], options.tile, hidden.device)].tolist()
-        for number, start in enumerate(range(0, weight_gh.shape[0], options.tile)):
-            genes = slice(start, min(start + options.tile, weight_gh.shape[0]))
-            weight_th = weight_gh[genes].to(options.dtype)
-            entries = slice(bounds[number], bounds[number + 1])
-            residual_nt = _residual(hidden, weight_th, bias_g[genes], genes, entries, number, target, options, errors_n)
+        for number, tile in enumerate(target.order.tiles(options.tile)):
+            weight_th = weight_gh[tile.genes].to(options.dtype)
+            residual_nt = _residual(hidden, weight_th, bias_g[tile.genes], tile, number, target, options, errors_n)
             if wants_grad:
-                grad_weight[genes] = residual_nt.t() @ scaled
-                grad_bias[genes] = (twice_n[None] @ residual_nt)[0]
+                grad_weight[tile.genes] = residual_nt.t() @ scaled
+                grad_bias[tile.genes] = (twice_n[None] @ residual_nt)[0]
                 grad_hidden += residual_nt @ weight_th
         if wants_grad:
             # Not saved for backward: a gradient that nothing else holds becomes a parameter's own without a copy.
@@ -105,16 +97,11 @@ class _FusedDecode(torch.autograd.Function):
         return *gradients, None, None, None
 
 
-def _tile_starts(num_genes: int, tile: int, device: torch.device) -> Tensor:
-    return torch.tensor([*range(0, num_genes, tile), num_genes], device=device)
-
-
 def _residual(
     hidden: Tensor,
     weight_th: Tensor,
     bias_t: Tensor,
-    genes: slice,
-    entries: slice,
+    tile: GeneTile,
     number: int,
     target: Target,
     options: DecodeOptions,
@@ -127,18 +114,16 @@ def _residual(
     """
     y_nt = torch.addmm(bias_t.to(options.dtype), hidden, weight_th.t()).relu_()
     if target.measured_sg is not None and (target.partly_measured is None or target.partly_measured[number]):
-        y_nt *= target.measured_sg[:, genes].to(y_nt.dtype).index_select(0, target.sources_n)
-    width = genes.stop - genes.start
-    flat, rows_z = y_nt.view(-1), target.order.rows_z[entries]
-    # index_select and index_copy_ take a third of the time of indexing with brackets; int32 as long as it reaches.
-    at = (rows_z * width).add_(target.order.genes_z[entries]).sub_(genes.start).to(torch.int64)
-    y_z, x_z = flat.index_select(0, at).to(errors_n.dtype), target.values_z[entries].to(errors_n.dtype)
+        y_nt *= target.measured_sg[:, tile.genes].to(y_nt.dtype).index_select(0, target.sources_n)
+    # index_select and index_copy_ take a third of the time of indexing with brackets.
+    flat = y_nt.view(-1)
+    y_z, x_z = flat.index_select(0, tile.at_z).to(errors_n.dtype), target.values_z[tile.entries].to(errors_n.dtype)
     residual_z = y_z - x_z
     errors_n += torch.linalg.vector_norm(y_nt, dim=1, dtype=errors_n.dtype).square_()
-    errors_n.index_add_(0, rows_z, x_z * (x_z - 2.0 * y_z))  # (y - x)^2 - y^2
+    errors_n.index_add_(0, tile.rows_z, x_z * (x_z - 2.0 * y_z))  # (y - x)^2 - y^2
     if options.relu_gradient == "y":
         residual_z = torch.where(y_z > 0, residual_z, 0.0)
-    flat.index_copy_(0, at, residual_z.to(flat.dtype))
+    flat.index_copy_(0, tile.at_z, residual_z.to(flat.dtype))
     return y_nt
 
 

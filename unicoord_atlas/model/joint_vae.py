@@ -17,16 +17,12 @@ from unicoord_atlas.config import ModelConfig
 from unicoord_atlas.losses.diffusion import diffused, neighbor_average
 from unicoord_atlas.normalization import TARGET_SUM, log_normalize
 
-from .fused_decode import (
-    DecodeOptions,
-    Target,
-    fused_decode_error,
-    partly_measured,
-    tile_size,
-)
+from .augment import left_over
+from .fused_decode import DecodeOptions, Target, fused_decode_error, partly_measured
+from .gene_order import GeneOrder, tile_size
 from .latent import LatentSpec, Posterior, with_labels
-from .noise import EntryNoise, Noise, Purpose, below, thin
-from .sparse_input import GeneOrder, SparseLinear
+from .noise import EntryNoise, Noise, Purpose, below
+from .sparse_input import SparseLinear
 
 if TYPE_CHECKING:
     from unicoord_atlas.batch import MiniBatch, Neighborhood, SparseRows
@@ -140,15 +136,12 @@ class JointVAE(nn.Module):
         counts, size_factors_n = self.own_counts(batch), batch.size_factors_n
         entries = EntryNoise(noise, counts.row_of_entry(), counts.indices.to(torch.int32))
         thinned_z, hidden_z = entries.draws(Purpose.THINNING)
-        seen = self._seen(batch, entries, hidden_z).nonzero().squeeze(1)  # half of them: thinning is theirs alone
+        seen_z, keep_n = self._seen(batch, entries, hidden_z), None
         if self.spec.thinning > 0:
             keep_n = 1 - self.spec.thinning * noise.uniform(Purpose.THINNING_SHARE, 1)[:, 0]
-            counts, size_factors_n = counts.take(seen), size_factors_n * keep_n
-            entries, thinned_z = entries.of(seen), thinned_z.index_select(0, seen)
-            keep_z = keep_n.index_select(0, entries.row_of_entry_z)
-            kept_z = thin(counts.data.to(torch.float32), keep_z, thinned_z, entries)
-            counts, seen = replace(counts, data=kept_z), kept_z.nonzero().squeeze(1)
-        rows = log_normalize(counts.take(seen), size_factors_n, self.spec.target_sum, self.spec.log_input)
+            size_factors_n = size_factors_n * keep_n
+        counts = left_over(counts, seen_z, keep_n, thinned_z, entries, gathered=seen_z.device.type == "cpu")
+        rows = log_normalize(counts, size_factors_n, self.spec.target_sum, self.spec.log_input)
         return replace(rows, data=rows.data / (1 - self.spec.gene_dropout))
 
     @property
@@ -225,7 +218,7 @@ class JointVAE(nn.Module):
         rows = self.normalized(batch)
         order = GeneOrder.of(rows)
         seen = rows if noise is None else self.augmented(batch, noise)
-        posterior = self.encode(seen, GeneOrder.of(seen) if torch.is_grad_enabled() else None, noise)
+        posterior = self.encode(seen, self._order_of(seen, rows, order) if torch.is_grad_enabled() else None, noise)
         latent_nw = posterior.mode() if noise is None else posterior.sample(noise, self.spec.temperature)
         if noise is not None and self.spec.decode_labels:
             latent_nw = with_labels(latent_nw, batch.codes_nl, batch.values_nc, self.spec.latent)
@@ -236,6 +229,11 @@ class JointVAE(nn.Module):
         near = batch.neighborhood  # none where no cell carries the term; the term is there on every rank all the same
         diffusion = self._diffusion_error(near, latent_nw, shares_n, noise) if near else mean_error.new_zeros(())
         return StepOutput(posterior, errors_n, mean_error, diffusion)
+
+    @staticmethod
+    def _order_of(seen: SparseRows, rows: SparseRows, order: GeneOrder) -> GeneOrder:
+        """Of what is seen of the rows: the same where all of their entries are there."""
+        return order if seen.indptr is rows.indptr else GeneOrder.of(seen)
 
     def _diffusion_error(self, near: Neighborhood, latent_nw: Tensor, shares_n: Tensor, noise: Noise) -> Tensor:
         """Scalar: squared error of the carrying cells decoded from a sample of their neighbours' average."""

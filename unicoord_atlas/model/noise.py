@@ -19,6 +19,7 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_ALL_64 = (1 << 64) - 1
 _GOLDEN_32 = -1640531527  # 0x9E3779B9 as a signed 32-bit integer
 _MIX_32_1 = 2146121005  # 0x7FEB352D
 _MIX_32_2 = -2073254261  # 0x846CA68B
@@ -50,6 +51,15 @@ def _mix(x: Tensor) -> Tensor:
     return x.bitwise_xor_((x >> 31).bitwise_and_(0x1FFFFFFFF))
 
 
+def _mix_int(x: int) -> int:
+    """The same of one number, on the host: sending it to a device would make the host wait for the device."""
+    x &= _ALL_64
+    x = (x ^ (x >> 30)) * (_MIX_1 & _ALL_64) & _ALL_64
+    x = (x ^ (x >> 27)) * (_MIX_2 & _ALL_64) & _ALL_64
+    x ^= x >> 31
+    return x - (1 << 64) if x >> 63 else x
+
+
 def _mix_32(x: Tensor) -> Tensor:
     """The same with 32 bits, in place: a third of the time."""
     x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(_MIX_32_1)
@@ -68,8 +78,8 @@ class Noise:
 
     def keys(self, purpose: int) -> Tensor:
         """(n,) int64: random bits of each cell."""
-        start = torch.tensor((self.seed * 1_000_003 + self.step) * 4096 + purpose, device=self.rows_n.device)
-        return _mix(_mix(start * _GOLDEN) + self.rows_n * _GOLDEN)
+        start = _mix_int(((self.seed * 1_000_003 + self.step) * 4096 + purpose) * _GOLDEN)
+        return _mix(self.rows_n * _GOLDEN + start)
 
     def bits(self, purpose: int, num_elements: int) -> Tensor:
         """(n, m) int64 with uniformly random bits."""
@@ -141,38 +151,7 @@ def below(draws_z: Tensor, share: Tensor | float) -> Tensor:
     return draws_z < (share * 65536.0).to(draws_z.dtype) if isinstance(share, Tensor) else draws_z < share * 65536.0
 
 
-def thin(counts_z: Tensor, keep_z: Tensor, first_z: Tensor, noise: EntryNoise) -> Tensor:
-    """Binomial thinning of counts: each molecule stays with its cell's keep probability.
-
-    Exact (to 2^-16 in the probability) for counts up to 4, which are nearly all entries of a cell: one Bernoulli draw a
-    molecule.  Larger counts take the normal approximation with the binomial's mean and variance.
-
-    Parameters
-    ----------
-    counts_z, keep_z
-        (z,) float32 counts, all above 0, and keep probabilities.
-    first_z
-        (z,) int32: one of the draws for `Purpose.THINNING`.
-    noise
-        Of the same entries.
-    """
-    kept_z = below(first_z, keep_z).to(counts_z.dtype)
-    several = (counts_z > 1).nonzero().squeeze(1)  # a third of a cell's entries: only they need more than one draw
-    counts_m, keep_m, kept_m = (values_z.index_select(0, several) for values_z in (counts_z, keep_z, kept_z))
-    noise_m = noise.of(several)
-    second_m, third_m = (below(draws_m, keep_m) for draws_m in noise_m.draws(Purpose.THINNING_SECOND))
-    kept_m += second_m
-    kept_m += third_m.logical_and_(counts_m > 2)
-    many = (counts_m > 3).nonzero().squeeze(1)
-    counts_k, keep_k, kept_k = (values_m.index_select(0, many) for values_m in (counts_m, keep_m, kept_m))
-    radius_k, angle_k = noise_m.of(many).draws(Purpose.THINNING_MANY)
-    spread_k = torch.sqrt(counts_k * keep_k * (1 - keep_k))
-    normal_k = torch.round(counts_k * keep_k + spread_k * _normal(radius_k, angle_k)).clamp_(min=0)
-    kept_k = torch.where(counts_k > 4, torch.minimum(normal_k, counts_k), kept_k + below(radius_k, keep_k))
-    return kept_z.index_copy_(0, several, kept_m.index_copy_(0, many, kept_k))
-
-
-def _normal(radius_z: Tensor, angle_z: Tensor) -> Tensor:
-    """Standard normal of two draws of 16 bits (Box-Muller)."""
+def box_muller(radius_z: Tensor, angle_z: Tensor) -> Tensor:
+    """Standard normal of two draws of 16 bits."""
     radius_z, angle_z = ((draws_z + 0.5) / 65536.0 for draws_z in (radius_z, angle_z))
     return torch.sqrt(-2.0 * torch.log(radius_z)) * torch.cos(2.0 * math.pi * angle_z)

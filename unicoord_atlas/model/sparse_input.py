@@ -1,11 +1,10 @@
-"""The encoder's first layer on CSR input, and the gene order that it shares with the fused decoder.
+"""The encoder's first layer on CSR input.
 
 Shapes: n cells, g genes, h hidden units, z non-zeros.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,39 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .gene_order import tile_size
+
 if TYPE_CHECKING:
     from unicoord_atlas.batch import SparseRows
 
-
-@dataclass(frozen=True, slots=True)
-class GeneOrder:
-    """The non-zeros of a minibatch sorted by gene: a CSC view of the same entries."""
-
-    entries_z: Tensor
-    """(z,) int64: position in the CSR order of each entry."""
-    rows_z: Tensor
-    """(z,) int32: cell of each entry."""
-    genes_z: Tensor
-    """(z,) int32, ascending."""
-    gene_ptr: Tensor
-    """(g + 1,) int64: gene j holds the entries gene_ptr[j]:gene_ptr[j + 1]."""
-
-    @classmethod
-    def of(cls, rows: SparseRows) -> GeneOrder:
-        """Sort once a minibatch; the sparse layer's backward and the decoder's tiles both read it."""
-        # A stable radix sort of 16-bit keys takes 4 ms for a million entries, of 64-bit keys ten times that.
-        fits = rows.num_genes <= 65_536
-        keys = (rows.indices.to(torch.int32) - 32_768).to(torch.int16) if fits else rows.indices
-        sorted_keys, entries = torch.sort(keys, stable=True)
-        genes = sorted_keys.to(torch.int32)
-        genes = genes.add_(32_768) if fits else genes
-        counts_g = torch.bincount(genes, minlength=rows.num_genes)
-        return cls(
-            entries,
-            rows.row_of_entry().to(torch.int32).index_select(0, entries),
-            genes,
-            torch.cat([counts_g.new_zeros(1), counts_g.cumsum(0)]),
-        )
+    from .gene_order import GeneOrder
 
 
 def bag(table: Tensor, indices: Tensor, ptr: Tensor, values: Tensor) -> Tensor:
@@ -61,6 +33,8 @@ def bag(table: Tensor, indices: Tensor, ptr: Tensor, values: Tensor) -> Tensor:
 
 
 class _SparseLinear(torch.autograd.Function):
+    """By the non-zeros alone: what a CPU does best."""
+
     @staticmethod
     def forward(ctx: Any, weight_gh: Tensor, rows: SparseRows, order: GeneOrder, dtype: torch.dtype) -> Tensor:
         ctx.rows, ctx.order, ctx.dtype, ctx.weight_dtype = rows, order, dtype, weight_gh.dtype
@@ -74,6 +48,28 @@ class _SparseLinear(torch.autograd.Function):
         values_z = ctx.rows.data.index_select(0, order.entries_z)
         grad_gh = bag(grads[0].to(ctx.dtype), order.rows_z, order.gene_ptr, values_z)
         return grad_gh.to(ctx.weight_dtype), None, None, None
+
+
+class _TiledLinear(torch.autograd.Function):
+    """By dense products of gene tiles that are filled with the non-zeros: what matrix units do best."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_gh: Tensor, rows: SparseRows, order: GeneOrder, dtype: torch.dtype) -> Tensor:
+        values_z = rows.data.index_select(0, order.entries_z).to(dtype)
+        ctx.values_z, ctx.order, ctx.num_rows = values_z, order, rows.num_rows
+        sum_nh = torch.zeros((rows.num_rows, weight_gh.shape[1]), dtype=weight_gh.dtype, device=weight_gh.device)
+        for tile in order.tiles(tile_size(weight_gh.device, rows.num_rows)):
+            sum_nh += tile.dense(values_z, rows.num_rows) @ weight_gh[tile.genes].to(dtype)
+        return sum_nh
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        grad_nh, num_genes = grads[0].to(ctx.values_z.dtype), len(ctx.order.gene_ptr) - 1
+        grad_gh = torch.empty((num_genes, grad_nh.shape[1]), dtype=grads[0].dtype, device=grad_nh.device)
+        for tile in ctx.order.tiles(tile_size(grad_nh.device, ctx.num_rows)):
+            grad_gh[tile.genes] = tile.dense(ctx.values_z, ctx.num_rows).t() @ grad_nh
+        return grad_gh, None, None, None
 
 
 class SparseLinear(nn.Module):
@@ -90,5 +86,6 @@ class SparseLinear(nn.Module):
         if order is None:
             product = bag(self.weight.to(dtype), rows.indices, rows.indptr, rows.data).to(self.weight.dtype)
         else:
-            product = _SparseLinear.apply(self.weight, rows, order, dtype)  # type: ignore[no-untyped-call]
+            way = _SparseLinear if self.weight.device.type == "cpu" else _TiledLinear
+            product = way.apply(self.weight, rows, order, dtype)  # type: ignore[no-untyped-call]
         return product + self.bias

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import torch
+
 from unicoord_atlas.model.noise import Noise
 
 if TYPE_CHECKING:
@@ -34,4 +36,6 @@ def _step_seconds(run: Training, batch: object) -> float:
     output = run.model(batch, Noise(run.config.seed, 0, batch.rows_n))  # type: ignore[attr-defined]
     run.objective(output, batch, 0).total.backward()  # type: ignore[arg-type]
     run.model.zero_grad(set_to_none=True)
+    if run.accelerator.device.type == "cuda":
+        torch.cuda.synchronize(run.accelerator.device)
     return time.perf_counter() - start

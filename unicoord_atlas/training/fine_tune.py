@@ -12,9 +12,9 @@ import torch
 
 from unicoord_atlas.errors import UsageError
 from unicoord_atlas.generate import mode_latents
-from unicoord_atlas.model.fused_decode import Target, partly_measured, tile_size
+from unicoord_atlas.model.fused_decode import Target, partly_measured
+from unicoord_atlas.model.gene_order import GeneOrder, tile_size
 from unicoord_atlas.model.joint_vae import JointVAE
-from unicoord_atlas.model.sparse_input import GeneOrder
 from unicoord_atlas.reference import ReferenceModel
 
 if TYPE_CHECKING:

@@ -11,6 +11,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from unicoord_atlas.model.noise import Noise
 
 from .averaging import AveragedWeights
@@ -24,8 +26,6 @@ from .validation import validate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    import torch
 
     from unicoord_atlas.batch import MiniBatch
 
@@ -132,6 +132,8 @@ def _train_epoch(run: Training, state: _State) -> dict[str, float]:
     require_finite(losses, progress.step)
     speed = clock.speed()
     speed["cells_per_second"] *= run.accelerator.num_processes
+    if run.accelerator.device.type == "cuda":
+        speed["device_bytes"] = float(torch.cuda.max_memory_allocated(run.accelerator.device))
     return {**losses, "loss": sum(losses.values()), **run.training.facts(), **speed}
 
 
