@@ -18,8 +18,8 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
 
-from unicoord_atlas.batch import CsrBlock
 from unicoord_atlas.config import RunConfig
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.gene_sets.aucell import RankWeights
 from unicoord_atlas.gene_sets.gmt import present_sets, read_gmt
 from unicoord_atlas.gene_sets.score import present_sums

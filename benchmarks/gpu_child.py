@@ -21,10 +21,10 @@ from unicoord_atlas.allocator import keep_freed_memory
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.jobs.train import prepare_store
 from unicoord_atlas.loaders import CellStream, open_store
+from unicoord_atlas.loaders.device_feed import DeviceFeed
+from unicoord_atlas.log_normalize import log_normalize
 from unicoord_atlas.model.noise import Noise
-from unicoord_atlas.normalization import log_normalize
 from unicoord_atlas.training.assembly import build_model, build_objective, profile_of
-from unicoord_atlas.training.feed import DeviceFeed
 from unicoord_atlas.training.optimizer import make_optimizer
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from unicoord_atlas.loaders.query_cells import StoreCells, open_query
 from unicoord_atlas.loaders.store import open_store
-from unicoord_atlas.normalization import log_normalize
+from unicoord_atlas.log_normalize import log_normalize
 from unicoord_atlas.query import QueryBatches
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import anndata
 import numpy as np
 
-from unicoord_atlas.batch import CsrBlock
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.jobs.workdir import finished_directory
 from unicoord_atlas.loaders import open_store
 from unicoord_atlas.loaders.zarr_layout import MatrixLayout

@@ -24,7 +24,7 @@ from train_inputs import LABELS
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.jobs.train import prepare_store
 from unicoord_atlas.loaders import CellStream, open_store
-from unicoord_atlas.normalization import log_normalize
+from unicoord_atlas.log_normalize import log_normalize
 from unicoord_atlas.training.precision import choose_precision
 
 if TYPE_CHECKING:

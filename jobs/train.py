@@ -18,6 +18,7 @@ from rich.console import Console
 
 from unicoord_atlas.allocator import give_back_freed_memory, keep_freed_memory
 from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.loaders.device_feed import DeviceFeed
 from unicoord_atlas.loaders.graph_pass import moments_of_amounts
 from unicoord_atlas.loaders.in_order import in_order
 from unicoord_atlas.loaders.plan import ALONE, Partition
@@ -30,7 +31,6 @@ from unicoord_atlas.seeds import Seeds, seed_rows
 from unicoord_atlas.training.assembly import build_model, build_objective, num_epochs, own_genes, profile_of
 from unicoord_atlas.training.checkpoint import Progress, latest_progress, load_best, read_json, write_json
 from unicoord_atlas.training.estimate import estimate
-from unicoord_atlas.training.feed import DeviceFeed
 from unicoord_atlas.training.finish import finished_model
 from unicoord_atlas.training.loop import run_training
 from unicoord_atlas.training.metrics import read_metrics

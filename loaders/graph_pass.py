@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from unicoord_atlas.batch import CsrBlock
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.neighbors.highly_variable import amount_moments, amount_sums
 from unicoord_atlas.neighbors.pca import Components, ProductSums, principal_components
 

@@ -13,7 +13,7 @@ from unicoord_atlas.losses.diffusion import choose_live
 from unicoord_atlas.model.noise import Noise, Purpose
 
 from .store import CsrRows
-from .window import take_rows
+from .take_rows import take_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

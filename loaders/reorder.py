@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import zarr
 
-from unicoord_atlas.batch import CsrBlock
+from unicoord_atlas.csr_block import CsrBlock
 
 from .plan import find_runs
 from .row_matrix import bounded_cuts
 from .store import CsrBuffer
-from .window import take_rows
+from .take_rows import take_rows
 from .write_pass import begin_shards, own_rows
 from .zarr_layout import MatrixLayout, read_layout
 from .zarr_writer import AtlasWriter, is_whole

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from unicoord_atlas.batch import CsrBlock
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import DataError
 
 from .chunked import FileStretch, Stretch, open_stretch

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unicoord_atlas.batch import CsrBlock
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.genes import GeneMap
 from unicoord_atlas.normalization import MAX_FRACTION, Normalization

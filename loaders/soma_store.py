@@ -26,7 +26,7 @@ from .soma_open import JOINID, OpenExperiment
 from .soma_rows import COLUMNS, ROWS, VALUES, read_rows
 from .soma_written import obsm_columns, written_facts
 from .store import CsrBuffer, CsrRows
-from .window import take_rows
+from .take_rows import take_rows
 from .zarr_layout import INNER_CHUNK, SIZE_FACTOR, SOURCE, count_dtype, index_dtype
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from unicoord_atlas.batch import CsrBlock
+    from unicoord_atlas.csr_block import CsrBlock
 
     from .row_matrix import RowMatrix
 

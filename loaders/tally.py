@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csc_array
 
-    from unicoord_atlas.batch import CsrBlock
+    from unicoord_atlas.csr_block import CsrBlock
 
 
 @dataclass(frozen=True, slots=True)

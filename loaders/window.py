@@ -14,11 +14,13 @@ import torch
 from unicoord_atlas.batch import SparseRows
 
 from .plan import WindowPlan, expand_ranges, find_runs
-from .store import CellStore, CsrBuffer, CsrRows
 from .store_files import READ_THREADS
+from .take_rows import take_entries, taken_indptr
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from .store import CellStore, CsrBuffer, CsrRows
 
 _COPYING = min(READ_THREADS, 4)
 """Threads that copy rows into a minibatch: few, for each must wait for Python's lock again and again."""
@@ -38,7 +40,7 @@ class Window:
     def batch_counts(self, start: int, stop: int, pinned: bool = False) -> SparseRows:
         """Counts of the start-th to stop-th cell to deliver; a copy, in pinned memory if a GPU is to fetch it."""
         picks = self.order[start:stop]
-        indptr = _indptr(self.counts, picks)
+        indptr = taken_indptr(self.counts, picks)
         indices, data = (
             self._copied(values, picks, indptr, pinned) for values in (self.counts.indices, self.counts.data)
         )
@@ -63,19 +65,6 @@ def read_window(store: CellStore, plan: WindowPlan, rows: NDArray[np.int64] | No
     return Window(counts, read[plan.order], plan.order, plan.weights, store.n_vars)
 
 
-def take_rows(counts: CsrRows, picks: NDArray[np.int64]) -> CsrRows:
-    """The picked rows, in the order given; copies."""
-    wanted = pa.array(picks)
-    parts = (_take(counts.indptr, values, wanted) for values in (counts.indices, counts.data))
-    return CsrRows(_indptr(counts, picks), *parts)
-
-
-def _indptr(counts: CsrRows, picks: NDArray[np.int64]) -> NDArray[np.int64]:
-    indptr = np.zeros(len(picks) + 1, np.int64)
-    np.cumsum(counts.indptr[picks + 1] - counts.indptr[picks], out=indptr[1:])
-    return indptr
-
-
 def _torch_type(dtype: np.dtype[Any]) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype)).dtype
 
@@ -92,7 +81,7 @@ def _take_into(
 
     def copy(first: int) -> None:
         some = picks[first : first + share]
-        out[into[first] : into[first + len(some)]] = _take(indptr, values, pa.array(some))
+        out[into[first] : into[first + len(some)]] = take_entries(indptr, values, pa.array(some))
 
     for _ in _pool().map(copy, range(0, len(picks), share)):
         pass
@@ -101,15 +90,3 @@ def _take_into(
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_COPYING, "take-rows")
-
-
-def _take(indptr: NDArray[np.int64], values: NDArray[Any], picks: pa.Array) -> NDArray[Any]:
-    """Entries of the picked rows.
-
-    To Arrow a row is a byte string: it takes strings with a memcpy each, without Python's lock, into memory that its
-    pool uses again.  Fancy indexing, with an index a non-zero, would cost ten times as much; a slice a row, twice.
-    """
-    offsets, content = pa.py_buffer(indptr * values.itemsize), pa.py_buffer(values)
-    strings = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(indptr) - 1, [None, offsets, content])
-    taken = strings.take(picks).buffers()[2]
-    return np.frombuffer(taken, values.dtype) if taken else np.empty(0, values.dtype)

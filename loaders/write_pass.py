@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 import zarr
 
-from unicoord_atlas.batch import CsrBlock
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.genes import GeneMap, remap
 
 from .in_order import in_order

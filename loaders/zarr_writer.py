@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from unicoord_atlas.batch import CsrBlock
+    from unicoord_atlas.csr_block import CsrBlock
     from unicoord_atlas.normalization import Normalization
     from unicoord_atlas.schema import AtlasSchema
 

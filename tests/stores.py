@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from unicoord_atlas.batch import CellColumns, CsrBlock
+from unicoord_atlas.batch import CellColumns
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.jobs.workdir import finished_directory
 from unicoord_atlas.loaders.zarr_layout import MatrixLayout, count_dtype
 from unicoord_atlas.loaders.zarr_writer import AtlasWriter, finish_store

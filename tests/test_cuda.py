@@ -11,13 +11,13 @@ from stores import plain_columns, random_counts, write_store
 from unicoord_atlas.config import LossConfig, ModelConfig, RunConfig
 from unicoord_atlas.jobs import build_graph, ingest, train
 from unicoord_atlas.loaders import CellStream, open_store
+from unicoord_atlas.loaders.device_feed import DeviceFeed
 from unicoord_atlas.losses.objective import LabelFacts, Objective
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
 from unicoord_atlas.model.noise import Noise
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.training import loop
-from unicoord_atlas.training.feed import DeviceFeed
 from unicoord_atlas.training.metrics import read_metrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")

@@ -1,6 +1,8 @@
 """The three floors: imports point down, and each import is spelled in one way."""
 
 import ast
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -90,3 +92,10 @@ def test_jobs_init_stays_empty():
 def test_pyproject_names_every_package_folder():
     named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     assert sorted(named) == sorted({package_of(path.parent) for path in MODULES})
+
+
+def test_jobs_that_only_move_counts_start_without_torch():
+    """It takes a second to import."""
+    jobs = ("check", "convert", "info", "ingest", "reorder", "simulate")
+    program = f"import sys, {', '.join(f'unicoord_atlas.jobs.{job}' for job in jobs)}; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"

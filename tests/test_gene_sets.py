@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.ensemble import RandomForestClassifier
 from stores import random_counts, write_store
 
-from unicoord_atlas.batch import CsrBlock
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.gene_sets.activities import activity_table
 from unicoord_atlas.gene_sets.aucell import RankWeights, keys_of, max_rank, mixed

@@ -10,8 +10,8 @@ import torch
 from references import CLASSES, NUM_GENES, random_cells, random_reference
 
 from unicoord_atlas import generated, scene
-from unicoord_atlas.batch import CsrBlock
 from unicoord_atlas.coordinate_changes import Changes, Jitter, resolve_changes
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.decoded import count_rows, value_rows
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.generate import Generation, with_changes

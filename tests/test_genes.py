@@ -6,7 +6,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unicoord_atlas.batch import CsrBlock
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.gene_names import choose_key, gene_names, guess_gene_key
 from unicoord_atlas.genes import (

@@ -6,6 +6,7 @@ import torch
 from cells import counts_of_types, minibatch, sparse_rows
 
 from unicoord_atlas.config import ModelConfig
+from unicoord_atlas.log_normalize import log_normalize
 from unicoord_atlas.model import joint_vae, sparse_input
 from unicoord_atlas.model.fused_decode import DecodeOptions, Target, fused_decode_error, partly_measured
 from unicoord_atlas.model.gene_order import GeneOrder
@@ -13,7 +14,6 @@ from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec, Posterior, one_hot, with_labels
 from unicoord_atlas.model.noise import Noise, Purpose, below
 from unicoord_atlas.model.sparse_input import SparseLinear
-from unicoord_atlas.normalization import log_normalize
 
 N, G, H = 7, 33, 5
 

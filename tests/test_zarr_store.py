@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stores import finish, random_counts, small_layout, write_rows, write_store
 from zarr.codecs import ZstdCodec
 
-from unicoord_atlas.batch import CsrBlock
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
 from unicoord_atlas.jobs import check
 from unicoord_atlas.jobs.workdir import finished_directory

@@ -17,23 +17,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class CsrBlock:
-    """Consecutive rows as CSR."""
-
-    indptr: NDArray[np.int64]
-    """(n + 1,), from 0."""
-    indices: NDArray[np.integer]
-    """(z,) column of each entry."""
-    data: NDArray[np.number]
-    """(z,) in the type of the file."""
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows n."""
-        return len(self.indptr) - 1
-
-
-@dataclass(frozen=True, slots=True)
 class SparseRows:
     """Rows of a CSR matrix as tensors; dtypes may be compact until `float_values` is called on the device."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .batch import CsrBlock
+from .csr_block import CsrBlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from unicoord_atlas.model.joint_vae import JointVAE
 
-    from .batch import CsrBlock
+    from .csr_block import CsrBlock
     from .encode import Encoded
     from .points import Points
     from .reference import ReferenceModel

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_array
 
-from .batch import CsrBlock
+from .csr_block import CsrBlock
 from .errors import DataError
 from .gene_names import (
     KEY_WORDS,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
-from .batch import CsrBlock
+from .csr_block import CsrBlock
 from .errors import DataError
 
 if TYPE_CHECKING:

@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from .batch import SparseRows
 from .errors import DataError
 
 if TYPE_CHECKING:
@@ -115,21 +112,3 @@ def row_sums(indptr: NDArray[np.int64], data: NDArray[np.number]) -> NDArray[np.
     sums = np.zeros(len(filled_n))
     sums[filled_n] = np.add.reduceat(data, indptr[:-1][filled_n], dtype=np.float64)
     return sums
-
-
-def row_scales(size_factors_n: Tensor, target_sum: float) -> Tensor:
-    """(n,) what a cell's counts are multiplied by before log1p: target_sum / size factor; 1 if that is 0."""
-    return torch.where(size_factors_n > 0, target_sum / size_factors_n, torch.ones_like(size_factors_n))
-
-
-def log_normalize(
-    counts: SparseRows, size_factors_n: Tensor, target_sum: float = TARGET_SUM, log_input: bool = False
-) -> SparseRows:
-    """Log-normalized rows: float32 data, int32 indices, on the device of the counts."""
-    values = counts.data.to(torch.float32)
-    if not log_input:
-        scales_n = row_scales(size_factors_n, target_sum)
-        values = torch.log1p(
-            values * torch.repeat_interleave(scales_n, counts.indptr.diff(), output_size=values.shape[0])
-        )
-    return SparseRows(counts.indptr, counts.indices.to(torch.int32), values, counts.num_genes)

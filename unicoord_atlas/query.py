@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from .batch import CsrBlock
+    from .csr_block import CsrBlock
     from .gene_names import GeneTable
     from .normalization import Normalization
     from .schema import AtlasSchema

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from .batch import CsrBlock
     from .coordinate_changes import Changes
+    from .csr_block import CsrBlock
     from .points import Points
     from .reference import ReferenceModel
 

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from unicoord_atlas.batch import CsrBlock
+    from unicoord_atlas.csr_block import CsrBlock
     from unicoord_atlas.normalization import Normalization
 
 

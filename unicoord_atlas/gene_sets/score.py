@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from unicoord_atlas.batch import CsrBlock
+    from unicoord_atlas.csr_block import CsrBlock
 
     from .gmt import PresentSet
 

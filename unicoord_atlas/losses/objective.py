@@ -131,7 +131,7 @@ class Objective:
 
     def _clustering(self, output: StepOutput, batch: MiniBatch) -> Tensor:
         """Over the cells of the minibatch, with the distance between their log-normalized expressions."""
-        from unicoord_atlas.normalization import log_normalize
+        from unicoord_atlas.log_normalize import log_normalize
 
         x_ng = log_normalize(batch.counts, batch.size_factors_n).to_dense()
         distance_nn = torch.cdist(x_ng, x_ng)

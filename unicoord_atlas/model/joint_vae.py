@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from unicoord_atlas.config import ModelConfig
+from unicoord_atlas.log_normalize import log_normalize
 from unicoord_atlas.losses.diffusion import diffused, neighbor_average
-from unicoord_atlas.normalization import TARGET_SUM, log_normalize
+from unicoord_atlas.normalization import TARGET_SUM
 
 from .augment import left_over
 from .fused_decode import DecodeOptions, Target, fused_decode_error, partly_measured

@@ -17,7 +17,7 @@ from unicoord_atlas.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from unicoord_atlas.batch import CsrBlock
+    from unicoord_atlas.csr_block import CsrBlock
 
 NUM_BINS = 20
 _NO_MEAN = 1e-12

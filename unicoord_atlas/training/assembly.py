@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from unicoord_atlas.log_normalize import log_normalize
 from unicoord_atlas.losses.objective import Objective
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
 from unicoord_atlas.neighbors.highly_variable import highly_variable
-from unicoord_atlas.normalization import log_normalize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

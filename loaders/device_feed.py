@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from unicoord_atlas.loaders.prefetch import computed_ahead
+from .prefetch import computed_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from unicoord_atlas.batch import MiniBatch
-
-    from .run import BatchStream
+    from unicoord_atlas.training.run import BatchStream
 
 _TURN_SECONDS = 5e-4
 
