@@ -71,8 +71,8 @@ def main() -> int:
                 print(f"{kind:<9} {found[-1]:8,.0f} cells/s  {result['gib']:.2f} GiB", flush=True)
                 if kind == "generate":
                     large = result["gib"]
-        _write_inputs(folder, cells // 4)
-        small = _in_child("generate", folder, "small.zarr", args.threads)["gib"]
+        _write_inputs(folder / "quarter", cells // 4)
+        small = _in_child("generate", folder / "quarter", "generate.zarr", args.threads)["gib"]
     figures = {
         "cells_per_second": median(speeds["generate"]),
         "plain_cells_per_second": median(speeds["plain"]),
@@ -98,7 +98,7 @@ def _write_inputs(folder: Path, num_cells: int) -> None:
     rng = np.random.default_rng(0)
     profile = np.minimum(rng.exponential(1, NUM_GENES) ** 4 * 0.004, 4).astype(np.float32)
     genes = tuple(f"G{i}" for i in range(NUM_GENES))
-    (folder / "reference").mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     latent = LatentSpec(
         discrete=(DiscreteLatent(name="cell_type", num_categories=30),),
         continuous=tuple(ContinuousLatent(name=f"u{i}", supervised=False) for i in range(50)),

@@ -58,6 +58,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="measure these; --json has the others")
     parser.add_argument("--json", type=Path, help="where to write the result; a plot goes beside it")
     args = parser.parse_args()
+    machine()  # a package that is missing is named now, not after the inputs are made
     with tempfile.TemporaryDirectory() as scratch:
         cells, small = (20_000, 20_000) if args.quick else (200_000, 100_000)
         inputs = make_inputs(args.work or Path(scratch), cells, small, args.peer_python)

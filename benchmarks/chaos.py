@@ -50,13 +50,13 @@ from unicoord_atlas.jobs import (  # all that the stages import: children are fo
     train,
 )
 from unicoord_atlas.loaders.zarr_layout import MatrixLayout
+from unicoord_atlas.training.metrics import SPEED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 IMPORTED = (build_graph, export_latents, export_reference, ingest, map_query, reorder, report, report_album)
 IMPORTED += (report_cells, select_gene_sets, simulate, train)
-TIMES = ("seconds", "cells_per_second", "data_wait")
 TIMED = ("checkpoints", "tensorboard", "metrics.jsonl", "steps.jsonl", "model/config.json", "model/manifest.json")
 """Of a run: what holds times, or checksums of what does.  Losses and weights are compared by themselves."""
 LONGEST = 300
@@ -224,7 +224,7 @@ def curve(run_folder: Path) -> list[dict[str, Any]]:
     """All that a run said of its losses, but for times."""
     files = [run_folder / name for name in ("steps.jsonl", "metrics.jsonl")]
     entries = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
-    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in entries]
+    return [{name: value for name, value in entry.items() if name not in SPEED} for entry in entries]
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:

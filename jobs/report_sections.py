@@ -14,6 +14,7 @@ from unicoord_atlas.loaders.store_files import open_zarr
 from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, DISTANCES, GRAPH_FACTS, MANIFEST
 from unicoord_atlas.report.page import Section, Table
 from unicoord_atlas.training.checkpoint import read_json
+from unicoord_atlas.training.metrics import SPEED
 
 from .report_figures import draw_counts, draw_curves
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from .report_inputs import Inputs
 
 Numbers = dict[str, Any]
-_SPEED = ("seconds", "cells_per_second", "data_wait")
 _VALIDATION = "validation_"
 _PACKAGES = ("matplotlib", "umap-learn")
 
@@ -56,7 +56,7 @@ def trained_on_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]:
 
 def losses_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]:
     """Every term of the loss by epoch, training and validation."""
-    names = [key for entry in inputs.entries for key in entry if key not in ("epoch", "step", *_SPEED)]
+    names = [key for entry in inputs.entries for key in entry if key not in ("epoch", "step", *SPEED)]
     panels: dict[str, dict[str, str]] = {}
     for key in dict.fromkeys(names):
         title = key.removeprefix(_VALIDATION)

@@ -11,13 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
 
 from unicoord_atlas.allocator import give_back_freed_memory, keep_freed_memory
-from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.device_feed import DeviceFeed
 from unicoord_atlas.loaders.graph_pass import moments_of_amounts
 from unicoord_atlas.loaders.in_order import in_order
@@ -28,7 +26,14 @@ from unicoord_atlas.loaders.zarr_store import ZarrStore
 from unicoord_atlas.points import encode_points
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.seeds import Seeds, seed_rows
-from unicoord_atlas.training.assembly import build_model, build_objective, num_epochs, own_genes, profile_of
+from unicoord_atlas.training.assembly import (
+    build_model,
+    build_objective,
+    listed_genes,
+    num_epochs,
+    own_genes,
+    profile_of,
+)
 from unicoord_atlas.training.checkpoint import Progress, latest_progress, load_best, read_json, write_json
 from unicoord_atlas.training.estimate import estimate
 from unicoord_atlas.training.finish import finished_model
@@ -51,6 +56,7 @@ from .train_summary import preparation_text, summary_table
 from .workdir import finished_directory
 
 if TYPE_CHECKING:
+    import numpy as np
     from accelerate import Accelerator
 
     from unicoord_atlas.config import RunConfig
@@ -155,24 +161,6 @@ def _table(store: CellStore, name: str) -> pd.DataFrame:
     )
 
 
-def _listed_genes(config: RunConfig, store: CellStore) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    if config.data.genes in ("all", "highly_variable"):
-        return None
-    path = Path(config.data.genes)
-    if not path.exists():
-        raise UsageError(
-            f"data.genes = {config.data.genes!r}: all, highly_variable, or a file with a gene a line; "
-            "there is no such file"
-        )
-    wanted = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()}
-    found = np.array([i for i, gene in enumerate(store.schema.genes) if gene in wanted], np.int64)
-    if not len(found):
-        raise DataError(
-            f"{path}: none of its genes is in {store.uri}; it wants one gene a line, like {store.schema.genes[0]}"
-        )
-    return found
-
-
 def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, accelerator: Accelerator) -> Training:
     config = options.config
     graph = graph_of(store, config)
@@ -182,7 +170,7 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
     on_gpu = accelerator.device.type == "cuda"
     training = _shuffled(store, prepared, config, part, partition, pinned=on_gpu)
     moments = partial(moments_of_amounts, store, partial(in_order, threads=2))
-    genes = own_genes(config, store.schema, moments, _listed_genes(config, store))
+    genes = own_genes(config, store.schema, moments, listed_genes(config, store.schema, store.uri))
     # Of the same cells on every rank: what a model starts with beside its weights is not sent around.
     first_cells = _shuffled(store, prepared, config, batch_size, ALONE)
     profile = profile_of(first_cells, store.schema.measured_sg(), store.normalization)
@@ -198,10 +186,10 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
     stream: BatchStream = training
     if graph is not None:
         table = latent_table(options.out, store.n_obs, model, _in_order(store, prepared, prepared.training_rows))
-        stream = with_neighbors(training, store, prepared, graph, table, config)
+        stream = with_neighbors(training, store, prepared, graph, table, config)  # what it reads depends on this step
         accelerator.wait_for_everyone()  # no rank may fill the table while another trains on it
     elif on_gpu:
-        stream = DeviceFeed(training, accelerator.device)  # with a table the next neighbours depend on this step
+        stream = DeviceFeed(training, accelerator.device)
     return Training(
         model,
         build_objective(config, model, prepared, accelerator.device),

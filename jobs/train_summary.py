@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from unicoord_atlas.training.metrics import SPEED
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from unicoord_atlas.training.preparation import Preparation
 
-_SPEED = ("seconds", "cells_per_second", "data_wait", "device_bytes")
 _VALIDATION = "validation_"
 
 
@@ -44,14 +45,14 @@ def summary_table(entries: Sequence[Mapping[str, Any]], best_epoch: int, metrics
     cells = sum(entry["seconds"] * entry["cells_per_second"] for entry in entries)
     waited = sum(entry["seconds"] * entry["data_wait"] for entry in entries)
     speed = f"{cells / seconds:,.0f} cells/s, data wait {waited / seconds:.1%}"
-    if "device_bytes" in best:
-        speed += f", at most {max(entry['device_bytes'] for entry in entries) / 2**30:.2f} GiB of the GPU's memory"
+    if taken := [entry["device_bytes"] for entry in entries if "device_bytes" in entry]:  # epochs may be of a CPU, too
+        speed += f", at most {max(taken) / 2**30:.2f} GiB of the GPU's memory"
     table = Table(
         "", "training", "validation",
         title=f"epoch {best_epoch} of {len(entries)}",
         caption=f"{entries[-1]['step']:,} steps in {seconds / 60:,.1f} min: {speed}",
     )  # fmt: skip
-    names = [name for name in best if name not in ("epoch", "step", *_SPEED)]
+    names = [name for name in best if name not in ("epoch", "step", *SPEED)]
     for name in dict.fromkeys(name.removeprefix(_VALIDATION) for name in names):
         table.add_row(name, *(_shown(best.get(key)) for key in (name, _VALIDATION + name)))
     for name, value in metrics.items():

@@ -26,7 +26,7 @@ def arrow_index(parts: Iterable[Any]) -> pd.Index:
 
 
 def _known_to_arrow(part: Any) -> Any:
-    """Arrow before version 26 does not know NumPy's own texts."""
+    """NumPy's own texts as Python's, a part at a time: Arrow before version 26 does not know them."""
     return part.astype(object) if getattr(part, "dtype", None) == np.dtypes.StringDType() else part
 
 

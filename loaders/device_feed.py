@@ -24,7 +24,10 @@ _TURN_SECONDS = 5e-4
 
 
 class DeviceFeed:
-    """A stream whose minibatches are on a CUDA device; its position is that of the last one handed out."""
+    """A stream whose minibatches are on a CUDA device; its position is that of the last one handed out.
+
+    After the last one of an epoch that is the end of the epoch, where a CellStream is at the start of the next.
+    """
 
     def __init__(self, stream: BatchStream, device: torch.device) -> None:
         self._stream, self._device = stream, device

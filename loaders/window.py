@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -83,10 +84,11 @@ def _take_into(
         some = picks[first : first + share]
         out[into[first] : into[first + len(some)]] = take_entries(indptr, values, pa.array(some))
 
-    for _ in _pool().map(copy, range(0, len(picks), share)):
+    for _ in _pool(os.getpid()).map(copy, range(0, len(picks), share)):
         pass
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Of this process: a forked one inherits no threads."""
     return ThreadPoolExecutor(_COPYING, "take-rows")

@@ -36,7 +36,7 @@ from unicoord_atlas.jobs.demo import recover_counts
 from unicoord_atlas.jobs.parts import Part
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.training import loop
-from unicoord_atlas.training.metrics import read_metrics
+from unicoord_atlas.training.metrics import SPEED, read_metrics
 
 SETTINGS = [
     'latent.discrete=["cell_type"]',
@@ -171,13 +171,12 @@ MOMENTS = [
     ("checkpoint", "_sync", 9),  # it is written, but nothing points to it
     ("loop", "_save", 5),  # after the line of an epoch, before its checkpoint
 ]
-TIMES = ("seconds", "cells_per_second", "data_wait")
 
 
 def loss_curve(run: Path) -> list[dict]:
     """All that a run said of its steps and epochs, but for the time they took."""
     entries = [*read_metrics(run / "steps.jsonl"), *read_metrics(run / "metrics.jsonl")]
-    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in entries]
+    return [{name: value for name, value in entry.items() if name not in SPEED} for entry in entries]
 
 
 def test_a_run_killed_again_and_again_goes_on_as_if_nothing_had_happened(folder, tmp_path):
@@ -409,9 +408,11 @@ def test_the_summary_shows_the_exported_epoch_and_the_whole_run():
         {"seconds": 180.0, "cells_per_second": 200.0, "data_wait": 0.06},
     ]
     entries = [{"epoch": i, "step": 10 * (i + 1), **losses[i], **speeds[i]} for i in range(2)]
+    entries[1]["device_bytes"] = 3 * 2**29  # begun on a CPU, it went on on a GPU
     console = Console(width=100)
     with console.capture() as shown:
         console.print(summary_table(entries, 1, {"macro_f1_cell_type": 0.9}))
     words = " ".join(shown.get().split())
     assert "epoch 1 of 2" in words and "20 steps in 4.0 min: 175 cells/s, data wait 5.0%" in words
+    assert "at most 1.50 GiB of the GPU's memory" in words
     assert "5.0000" in words and "4.0000" in words and "3.5" not in words and "0.9000" in words

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SparseRows:
-    """Rows of a CSR matrix as tensors; dtypes may be compact until `float_values` is called on the device."""
+    """Rows of a CSR matrix as tensors, in the compact types of the store until they are normalized on the device."""
 
     indptr: Tensor
     """(n + 1,) int64: row i holds the entries indptr[i]:indptr[i + 1]."""
     indices: Tensor
     """(z,) uint16 or int32: gene of each entry, strictly ascending within a row."""
     data: Tensor
-    """(z,) uint8, uint16, uint32 or float32: value of each entry, never a stored zero."""
+    """(z,) uint8, uint16, uint32 or float32: value of each entry; 0 only where augmentation left nothing of it."""
     num_genes: int
 
     @property

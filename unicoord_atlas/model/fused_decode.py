@@ -1,4 +1,4 @@
-"""The decoder's last layer and the squared error, in tiles over genes: no (n, g) tensor is ever held.
+"""The decoder's last layer and the squared error, in tiles over genes: no more of an (n, g) tensor is held.
 
     y = relu(h W^T + b),   error_i = sum_j (y_ij - x_ij)^2 over the genes j that cell i's source measured
 

@@ -122,19 +122,20 @@ class JointVAE(nn.Module):
         """Counts of the genes that the model looks at."""
         return batch.counts.select(self.own_index_g, self.spec.num_genes) if self.spec.num_atlas_genes else batch.counts
 
-    def normalized(self, batch: MiniBatch) -> SparseRows:
-        """Log-normalized cells."""
-        return log_normalize(self.own_counts(batch), batch.size_factors_n, self.spec.target_sum, self.spec.log_input)
+    def normalized(self, batch: MiniBatch, counts: SparseRows | None = None) -> SparseRows:
+        """Log-normalized cells; `counts` are its `own_counts`, if they are at hand."""
+        counts = self.own_counts(batch) if counts is None else counts
+        return log_normalize(counts, batch.size_factors_n, self.spec.target_sum, self.spec.log_input)
 
-    def augmented(self, batch: MiniBatch, noise: Noise) -> SparseRows:
+    def augmented(self, batch: MiniBatch, noise: Noise, counts: SparseRows | None = None) -> SparseRows:
         """Log-normalized cells as another experiment might have seen them: fewer molecules, fewer genes.
 
         The size factor is thinned by the share of molecules kept, so that count / size factor stays as it was on
         average; likewise values are scaled up by the share of genes kept.
         """
         if not (self.spec.thinning > 0 or self.spec.gene_dropout > 0 or self._has_panels):
-            return self.normalized(batch)
-        counts, size_factors_n = self.own_counts(batch), batch.size_factors_n
+            return self.normalized(batch, counts)
+        counts, size_factors_n = self.own_counts(batch) if counts is None else counts, batch.size_factors_n
         entries = EntryNoise(noise, counts.row_of_entry(), counts.indices.to(torch.int32))
         thinned_z, hidden_z = entries.draws(Purpose.THINNING)
         seen_z, keep_n = self._seen(batch, entries, hidden_z), None
@@ -216,9 +217,10 @@ class JointVAE(nn.Module):
 
         The decoder gets the PREDICTED categories as a soft Gumbel sample, and labels only under `decode_labels`.
         """
-        rows = self.normalized(batch)
+        counts = self.own_counts(batch)
+        rows = self.normalized(batch, counts)
         order = GeneOrder.of(rows)
-        seen = rows if noise is None else self.augmented(batch, noise)
+        seen = rows if noise is None else self.augmented(batch, noise, counts)
         posterior = self.encode(seen, self._order_of(seen, rows, order) if torch.is_grad_enabled() else None, noise)
         latent_nw = posterior.mode() if noise is None else posterior.sample(noise, self.spec.temperature)
         if noise is not None and self.spec.decode_labels:

@@ -73,7 +73,7 @@ class _TiledLinear(torch.autograd.Function):
 
 
 class SparseLinear(nn.Module):
-    """A linear layer on CSR rows; never holds an (n, g) tensor, forward or backward."""
+    """A linear layer on CSR rows; never holds more of an (n, g) tensor than a tile."""
 
     def __init__(self, num_genes: int, num_hidden: int) -> None:
         super().__init__()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.log_normalize import log_normalize
 from unicoord_atlas.losses.objective import Objective
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
@@ -55,6 +57,31 @@ def own_genes(
         return listed
     measured_g = np.asarray(schema.measured_sg().all(axis=0))
     return highly_variable(*moments(), measured_g, config.data.num_highly_variable)
+
+
+def listed_genes(config: RunConfig, schema: AtlasSchema, where: str) -> NDArray[np.int64] | None:
+    """Atlas genes of the file that `data.genes` names, ascending; None if it names none.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file.
+    DataError
+        If none of its genes is in the atlas, which is called `where`.
+    """
+    if config.data.genes in ("all", "highly_variable"):
+        return None
+    path = Path(config.data.genes)
+    if not path.exists():
+        raise UsageError(
+            f"data.genes = {config.data.genes!r}: all, highly_variable, or a file with a gene a line; "
+            "there is no such file"
+        )
+    wanted = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()}
+    found = np.array([i for i, gene in enumerate(schema.genes) if gene in wanted], np.int64)
+    if not len(found):
+        raise DataError(f"{path}: none of its genes is in {where}; it wants one gene a line, like {schema.genes[0]}")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

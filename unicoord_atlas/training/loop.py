@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,9 +104,26 @@ def _train_epoch(run: Training, state: _State) -> dict[str, float]:
     """All remaining steps of an epoch; returns mean losses over all ranks, and speed."""
     progress = state.progress
     means, clock = RunningMeans(progress.means), EpochClock()
-    num_steps, batches = len(run.training) // run.config.accumulate_steps, iter(run.training)
+    num_steps = len(run.training) // run.config.accumulate_steps
     bar = run.bar(range(num_steps), num_steps, f"epoch {progress.epoch + 1}/{run.num_epochs}")
     run.model.train()
+    with closing(batch for batch in run.training) as batches:  # or what reads ahead would live as long as a traceback
+        _train_steps(run, state, bar, batches, means, clock)
+    progress.seconds += clock.seconds
+    losses = means.over_ranks(run.accelerator)
+    require_finite(losses, progress.step)
+    speed = clock.speed()
+    speed["cells_per_second"] *= run.accelerator.num_processes
+    if run.accelerator.device.type == "cuda":
+        speed["device_bytes"] = float(torch.cuda.max_memory_allocated(run.accelerator.device))
+    return {**losses, "loss": sum(losses.values()), **run.training.facts(), **speed}
+
+
+def _train_steps(
+    run: Training, state: _State, bar: Any, batches: Iterator[MiniBatch], means: RunningMeans, clock: EpochClock
+) -> None:
+    """Step after step; Stopped after a signal, once the run is saved."""
+    progress = state.progress
     for _ in bar:
         terms = _step(run, state, _parts_of_step(run, batches, clock))
         progress.step += 1
@@ -127,14 +144,6 @@ def _train_epoch(run: Training, state: _State) -> dict[str, float]:
         if stop:
             run.accelerator.wait_for_everyone()  # the first to leave would take the one that saves with it
             raise Stopped(stop, progress.step)
-    progress.seconds += clock.seconds
-    losses = means.over_ranks(run.accelerator)
-    require_finite(losses, progress.step)
-    speed = clock.speed()
-    speed["cells_per_second"] *= run.accelerator.num_processes
-    if run.accelerator.device.type == "cuda":
-        speed["device_bytes"] = float(torch.cuda.max_memory_allocated(run.accelerator.device))
-    return {**losses, "loss": sum(losses.values()), **run.training.facts(), **speed}
 
 
 def _log_step(run: Training, step: int, terms: Mapping[str, float]) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
+SPEED = ("seconds", "cells_per_second", "data_wait", "device_bytes")
+"""Of a line of metrics.jsonl: what is no loss, and differs between two runs of the same."""
+
 
 class RunningMeans:
     """Weighted means of scalars in float64; adding never waits for the device."""
