@@ -118,11 +118,8 @@ def count_models(
 
 def gene_slots(rate_g: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint32]:
     """(s,) gene of each slot of a line; what a gene has over whole slots is one more with that probability."""
-    num_slots = _SLOTS_PER_GENE * len(rate_g)
-    ends = np.cumsum(rate_g)
-    edges = np.minimum(np.floor(ends * (num_slots / max(ends[-1], 1e-300)) + rng.random()), num_slots)
-    edges[-1] = num_slots
-    return np.repeat(np.arange(len(rate_g), dtype=np.uint32), np.diff(edges, prepend=0).astype(np.intp))
+    slots: NDArray[np.uint32] = _filled_slots(rate_g, rng.random(), _SLOTS_PER_GENE * len(rate_g))
+    return slots
 
 
 def draw_counts(
@@ -142,6 +139,21 @@ def draw_counts(
         yield lengths_n, genes[: ends_n[stop]], counts[: ends_n[stop]]
         ends_n[stop] = 0
         start = stop
+
+
+@numba.njit(nogil=True, cache=True)
+def _filled_slots(rate_g, offset, num_slots):  # type: ignore[no-untyped-def]
+    slots = np.empty(num_slots, np.uint32)
+    total = 0.0
+    for rate in rate_g:
+        total += rate
+    scale, end, filled = num_slots / max(total, 1e-300), 0.0, 0
+    for gene in range(len(rate_g)):
+        end += rate_g[gene]
+        edge = num_slots if gene == len(rate_g) - 1 else min(int(np.floor(end * scale + offset)), num_slots)
+        slots[filled:edge] = gene
+        filled = edge
+    return slots
 
 
 @numba.njit(inline="always")
