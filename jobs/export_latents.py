@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import anndata
 import numpy as np
 import pandas as pd
 
 from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.coordinates import annotated, facts_of, named_tables
 from unicoord_atlas.errors import DataError, UsageError
-from unicoord_atlas.loaders.cell_names import with_python_names
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.reference import ReferenceModel
 
@@ -22,7 +20,7 @@ from .export_reference import model_of_run
 from .part_files import copy_tables, table_maker, with_columns, write_columns
 from .parts import Part, do_part
 from .workdir import check_output, finished_directory
-from .write_coordinates import TableFiles, add_tables, table_files, write_anndata, write_parquet
+from .write_coordinates import TableFiles, table_files, write_cells, write_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -98,10 +96,9 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
 
 def _write(partial: Path, reference: ReferenceModel, obs: pd.DataFrame, files: TableFiles) -> None:
     """All of the output, of tables that lie in files: memory grows with obs alone."""
-    facts, coordinates, obs = facts_of(reference), files.tables["X_unicoord"], with_python_names(obs)
-    adata = anndata.AnnData(obs=obs, obsm=named_tables(reference, coordinates, obs.index), uns={"unicoord": facts})
-    write_anndata(adata, partial)
-    add_tables(partial, files.tables)
+    coordinates = files.tables["X_unicoord"]
+    frames = named_tables(reference, coordinates, obs.index)
+    write_cells(partial, obs, frames, files.tables, {"unicoord": facts_of(reference)})
     write_parquet(partial / "latents.parquet", obs, reference.dims, coordinates)
 
 

@@ -19,6 +19,7 @@ from unicoord_atlas.report.plane import MOST_POINTS, drawn_rows, umap_of_graph, 
 
 from .gene_set_figures import draw_activities
 from .report_figures import draw_map
+from .report_inputs import frame_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +57,7 @@ def map_section(inputs: Inputs, album: Album, most: int = MOST_POINTS) -> tuple[
     pictures = [
         # A palette of 256 would hold the blends of shaded cells, and no longer the colours of the legend.
         album.picture(f"map by {name}", partial(draw_map, places, values, name), many_colours=len(places) > MOST_POINTS)
-        for name, values in _colours(inputs, obs.iloc[rows])
+        for name, values in _colours(inputs, obs, rows)
     ]
     return Section("map", "Map", [line], pictures=pictures), {"cells": total, "drawn": len(rows)}
 
@@ -115,15 +116,15 @@ def _of_graph(store: CellStore) -> NDArray[np.float32]:
     return umap_of_graph(weights, np.asarray(store.obsm(_PCA), np.float32))
 
 
-def _colours(inputs: Inputs, obs: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+def _colours(inputs: Inputs, obs: pd.DataFrame, rows: NDArray[np.int64]) -> Iterator[tuple[str, pd.Series]]:
     """Labels of the run, then of the atlas, then numbers; up to eight in all."""
     labels = [*inputs.labels, *(label.name for label in inputs.reference.schema.labels)]
     if len(inputs.reference.schema.sources) > 1:
         labels.append("source")
     numbers = [name for name in inputs.supervised if name in obs and pd.api.types.is_numeric_dtype(obs[name])]
     chosen = [name for name in dict.fromkeys(labels) if name in obs][: _MAPS - min(len(numbers), 2)]
-    yield from ((name, obs[name]) for name in chosen)
-    yield from ((name, obs[name].astype(np.float64)) for name in numbers[: _MAPS - len(chosen)])
+    yield from ((name, obs[name].iloc[rows]) for name in chosen)
+    yield from ((name, obs[name].iloc[rows].astype(np.float64)) for name in numbers[: _MAPS - len(chosen)])
 
 
 def _scores_and_types(inputs: Inputs, most: int) -> tuple[pd.DataFrame, pd.Series, str] | None:
@@ -133,15 +134,17 @@ def _scores_and_types(inputs: Inputs, most: int) -> tuple[pd.DataFrame, pd.Serie
     label = next((name for name in inputs.labels if name not in inputs.config.latent.technical), inputs.labels[0])
     store, latents, mapped = inputs.store, inputs.latents, inputs.mapped
     if store is not None and _has(store, f"obsm/{GENE_SETS}"):
-        obs = store.obs(arrow_names=True)
-        if label in obs:
+        group: Any = open_zarr(store.uri)
+        if label in group["obs"].attrs["column-order"]:
             rows = drawn_rows(store.n_obs, most)
-            return pd.DataFrame(store.obsm(GENE_SETS)).iloc[rows], obs[label].iloc[rows], "cells of the atlas"
+            types = store.obs([label], arrow_names=True)[label].iloc[rows].reset_index(drop=True)
+            return frame_rows(group[f"obsm/{GENE_SETS}"], rows), types, "cells of the atlas"
     if latents is not None:
         rows = drawn_rows(len(latents.obs), most)
         table = latents.frame(GENE_SETS, rows)
         if table is not None:
-            return table, latents.obs[f"{label}_predicted"].iloc[rows], "cells of the latents, as the run predicts them"
+            types = latents.obs[f"{label}_predicted"].iloc[rows].reset_index(drop=True)
+            return table, types, "cells of the latents, as the run predicts them"
     if mapped is not None and GENE_SETS in mapped.obsm:
         rows = drawn_rows(mapped.n_obs, most)
         return mapped.obsm[GENE_SETS].iloc[rows], mapped.obs[f"{label}_predicted"].iloc[rows], "mapped cells"

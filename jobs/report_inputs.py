@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import DataError
+from unicoord_atlas.loaders.cell_names import read_names
 from unicoord_atlas.loaders.source_files import reading
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.reference import ReferenceModel
@@ -38,7 +39,9 @@ class Latents:
     def __init__(self, path: Path) -> None:
         with reading(path, "the latents"):
             self._group: Any = zarr.open_group(path, mode="r")
-            self.obs: pd.DataFrame = anndata.io.read_elem(self._group["obs"])
+            obs: Any = self._group["obs"]
+            columns = {name: anndata.io.read_elem(obs[name]) for name in obs.attrs["column-order"]}
+            self.obs = pd.DataFrame(columns, index=read_names(obs))
 
     def table(self, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(rows, width) of a table of obsm."""
@@ -53,7 +56,14 @@ class Latents:
         """The same of a table with named columns; None if there is none."""
         if key not in self._group["obsm"]:
             return None
-        return pd.DataFrame(anndata.io.read_elem(self._group[f"obsm/{key}"])).iloc[rows]
+        return frame_rows(self._group[f"obsm/{key}"], rows)
+
+
+def frame_rows(table: Any, rows: NDArray[np.int64]) -> pd.DataFrame:
+    """Some rows of a table of numbers as AnnData wrote it to Zarr, read a column at a time."""
+    if "column-order" not in table.attrs:
+        return pd.DataFrame(np.asarray(table[:])[rows])
+    return pd.DataFrame({name: np.asarray(table[name][:])[rows] for name in table.attrs["column-order"]})
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import h5py
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
+from unicoord_atlas.loaders.cell_names import with_python_names, write_frame
 from unicoord_atlas.loaders.graph_store import write_table
 from unicoord_atlas.loaders.row_file import RowFile
 
@@ -75,6 +76,29 @@ def write_anndata(adata: anndata.AnnData, path: Path) -> None:
         with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Consolidated metadata")  # as anndata itself writes and reads it
             adata.write_zarr(path)
+
+
+def write_cells(
+    path: Path,
+    obs: pd.DataFrame,
+    frames: Mapping[str, pd.DataFrame],
+    tables: Mapping[str, RowFile],
+    uns: Mapping[str, object],
+) -> None:
+    """Write an AnnData Zarr of cells without counts, piece by piece: names may be held by Arrow, tables lie in files.
+
+    Parameters
+    ----------
+    frames, tables
+        Of obsm, with named columns and without.
+    """
+    write_anndata(anndata.AnnData(obs=with_python_names(obs.iloc[:0]), uns=dict(uns)), path)
+    group: Any = zarr.open_group(path, mode="r+", use_consolidated=False)
+    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
+        write_frame(group, "obs", obs)
+        for key, frame in frames.items():
+            write_frame(group["obsm"], key, frame)
+    add_tables(path, tables)
 
 
 def add_tables(path: Path, tables: Mapping[str, RowFile]) -> None:

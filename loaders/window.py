@@ -16,7 +16,7 @@ from unicoord_atlas.batch import SparseRows
 
 from .plan import WindowPlan, expand_ranges, find_runs
 from .store_files import READ_THREADS
-from .take_rows import take_entries, taken_indptr
+from .take_rows import take_entries, take_rows, taken_indptr
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,16 +41,16 @@ class Window:
     def batch_counts(self, start: int, stop: int, pinned: bool = False) -> SparseRows:
         """Counts of the start-th to stop-th cell to deliver; a copy, in pinned memory if a GPU is to fetch it."""
         picks = self.order[start:stop]
-        indptr = taken_indptr(self.counts, picks)
-        indices, data = (
-            self._copied(values, picks, indptr, pinned) for values in (self.counts.indices, self.counts.data)
-        )
-        return SparseRows(torch.from_numpy(indptr), indices, data, self.num_genes)
+        if not pinned:
+            taken = take_rows(self.counts, picks)
+            indptr, indices, data = map(torch.from_numpy, (taken.indptr, taken.indices, taken.data))
+            return SparseRows(indptr, indices, data, self.num_genes)
+        ends = taken_indptr(self.counts, picks)
+        indices, data = (self._pinned(values, picks, ends) for values in (self.counts.indices, self.counts.data))
+        return SparseRows(torch.from_numpy(ends), indices, data, self.num_genes)
 
-    def _copied(
-        self, values: NDArray[Any], picks: NDArray[np.int64], indptr: NDArray[np.int64], pinned: bool
-    ) -> torch.Tensor:
-        copy = torch.empty(int(indptr[-1]), dtype=_torch_type(values.dtype), pin_memory=pinned)
+    def _pinned(self, values: NDArray[Any], picks: NDArray[np.int64], indptr: NDArray[np.int64]) -> torch.Tensor:
+        copy = torch.empty(int(indptr[-1]), dtype=_torch_type(values.dtype), pin_memory=True)
         _take_into(copy.numpy(), self.counts.indptr, values, picks, indptr)
         return copy
 

@@ -8,8 +8,10 @@ from stores import plain_columns, random_counts, write_store
 
 from unicoord_atlas.errors import ConfigError, DataError
 from unicoord_atlas.loaders import CellStream, Partition, balanced_weights, open_store
-from unicoord_atlas.loaders.store import CsrBuffer
+from unicoord_atlas.loaders.store import CsrBuffer, CsrRows
 from unicoord_atlas.loaders.stream import cells_in_memory
+from unicoord_atlas.loaders.take_rows import take_rows, taken_indptr
+from unicoord_atlas.loaders.window import _take_into
 
 NUM_ROWS = 500
 SUBSET = np.flatnonzero(np.random.default_rng(1).random(NUM_ROWS) < 0.4)
@@ -240,3 +242,17 @@ def test_rows_must_ascend_within_the_store(store):
     for rows in ([3, 2], [2, 2], [NUM_ROWS], [-1, 4]):
         with pytest.raises(ConfigError, match=r"rows must ascend within 0\.\.499"):
             make(store, rows=np.array(rows))
+
+
+@pytest.mark.parametrize("num_picks", [0, 1, 3, 40])
+def test_rows_copied_in_threads_into_memory_of_the_caller_are_the_rows(num_picks):
+    """What a GPU fetches; rows of all lengths, in any order and more than once."""
+    matrix = random_counts(50, 60)
+    counts = CsrRows(matrix.indptr.astype(np.int64), matrix.indices.astype(np.uint16), matrix.data.astype(np.uint32))
+    picks = np.random.default_rng(0).integers(0, 50, num_picks)
+    expected = take_rows(counts, picks)
+    for name in ("indices", "data"):
+        copy = np.empty_like(getattr(expected, name))
+        _take_into(copy, counts.indptr, getattr(counts, name), picks, expected.indptr)
+        np.testing.assert_array_equal(copy, getattr(expected, name))
+    np.testing.assert_array_equal(taken_indptr(counts, picks), expected.indptr)
