@@ -142,8 +142,8 @@ recipe), {threads} thread(s), load average {load}, torch {torch}, {date}. Made b
 
 {table}
 
-- The three matrix products of the last layer are most of a step and the limit of it; they run tile by tile over genes,
-  so that residuals stay in cache and no cells x genes tensor is held.
+- The three matrix products of the last layer are the largest part of a step and the limit of it; they run tile by tile
+  over genes, so that residuals stay in cache and no cells x genes tensor is held.
 - The first layer touches only the non-zeros that the encoder sees; its cost follows their number.
 - Adam passes once over 45 million weights, gradients and moments: it costs the same at any batch size, so larger
   batches have less of it a cell.
