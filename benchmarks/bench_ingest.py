@@ -60,7 +60,7 @@ def main() -> int:
     print(f"bar memory_ratio {ratio:.3f} <= {MOST_MEMORY} {'ok' if bars['memory_ratio'] else 'SHORT'}")
     if args.json:
         peers = peer_versions(args.peer_python) if args.peer_python else {}
-        command = " ".join(["python", *sys.argv])
+        command = "python benchmarks/bench_ingest.py --peer-python PATH --json benchmarks/results/ingest.json"
         when = {"command": command, "date": time.strftime("%Y-%m-%d"), "load_average": round(os.getloadavg()[0], 1)}
         result = {"machine": machine, "peers": peers, **when, "speed": speed, "memory": memory}
         args.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import anndata
 import numpy as np
 
-from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.jobs.workdir import finished_directory
 from unicoord_atlas.loaders import open_store
 from unicoord_atlas.loaders.zarr_layout import MatrixLayout
@@ -72,7 +71,7 @@ def repeat_cells(store: ZarrStore, num_cells: int, out: Path, columns: tuple[str
                 start = writer.next_row % store.n_obs
                 stop = min(start + _ROWS, store.n_obs, start + writer.stop_row - writer.next_row)
                 read = store.read_ranges(np.array([[start, stop]]))
-                writer.write(CsrBlock(read.indptr, read.indices, read.data))
+                writer.write(read)
         obs = store.obs([*columns, "source", "size_factor"]).iloc[rows]
         obs.index = [f"cell{row}" for row in range(num_cells)]
         var = anndata.io.read_elem(store.group["var"])

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import anndata
 import numpy as np
 import pandas as pd
 import zarr
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import DataError
-from unicoord_atlas.loaders.cell_names import read_names
+from unicoord_atlas.loaders.cell_names import read_frame
 from unicoord_atlas.loaders.source_files import reading
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.reference import ReferenceModel
@@ -28,6 +27,7 @@ from .mapped_file import read_mapped
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import anndata
     from numpy.typing import NDArray
 
 OBSM = "obsm:"
@@ -39,9 +39,7 @@ class Latents:
     def __init__(self, path: Path) -> None:
         with reading(path, "the latents"):
             self._group: Any = zarr.open_group(path, mode="r")
-            obs: Any = self._group["obs"]
-            columns = {name: anndata.io.read_elem(obs[name]) for name in obs.attrs["column-order"]}
-            self.obs = pd.DataFrame(columns, index=read_names(obs))
+            self.obs = read_frame(self._group["obs"])
 
     def table(self, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(rows, width) of a table of obsm."""

@@ -40,6 +40,12 @@ def read_names(table: Any) -> pd.Index:
     return arrow_index(parts).rename(title)
 
 
+def read_frame(table: Any, columns: Iterable[str] | None = None) -> pd.DataFrame:
+    """A table that AnnData or `write_frame` wrote to Zarr, all columns or these; names held by Arrow."""
+    chosen = table.attrs["column-order"] if columns is None else columns
+    return pd.DataFrame({name: anndata.io.read_elem(table[name]) for name in chosen}, index=read_names(table))
+
+
 def write_frame(root: zarr.Group, key: str, frame: pd.DataFrame) -> None:
     """Write a table as AnnData does; names that Arrow holds are written in pieces."""
     if frame.index.dtype != "string[pyarrow]":

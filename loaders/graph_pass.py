@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.neighbors.highly_variable import amount_moments, amount_sums
 from unicoord_atlas.neighbors.pca import Components, ProductSums, principal_components
 
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from unicoord_atlas.csr_block import CsrBlock
 
     from .row_file import RowFile
     from .store import CellStore
@@ -173,7 +174,7 @@ def blocks_of(store: CellStore, rows: Rows) -> Iterator[tuple[int, int, CsrBlock
     """First row, the row past the last, and the counts of each block of a piece."""
     for start, stop in bounded_cuts(store.indptr, _BLOCK, *rows):
         read = store.read_ranges(np.array([[start, stop]], np.int64))
-        yield start, stop, CsrBlock(read.indptr, read.indices, read.data)
+        yield start, stop, read
 
 
 def scales_of(store: CellStore, rows: slice | NDArray[np.int64]) -> NDArray[np.float64] | None:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from unicoord_atlas.batch import Neighborhood, SparseRows
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.losses.diffusion import choose_live
 from unicoord_atlas.model.noise import Noise, Purpose
 
-from .store import CsrRows
 from .take_rows import take_rows
 
 if TYPE_CHECKING:
@@ -141,11 +141,11 @@ class NeighborStream:
 def _part(batch: MiniBatch, positions: NDArray[np.int64]) -> MiniBatch:
     """Some cells of a minibatch on the host."""
     counts = batch.counts
-    taken = take_rows(CsrRows(counts.indptr.numpy(), counts.indices.numpy(), counts.data.numpy()), positions)
+    taken = take_rows(CsrBlock(counts.indptr.numpy(), counts.indices.numpy(), counts.data.numpy()), positions)
     return batch.part(_tensors(taken, counts.num_genes), torch.from_numpy(positions))
 
 
-def _tensors(rows: CsrRows, num_genes: int) -> SparseRows:
+def _tensors(rows: CsrBlock, num_genes: int) -> SparseRows:
     return SparseRows(
         torch.from_numpy(rows.indptr), torch.from_numpy(rows.indices), torch.from_numpy(rows.data), num_genes
     )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import UsageError
 from unicoord_atlas.query import Cells
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pandas as pd
+
+    from unicoord_atlas.csr_block import CsrBlock
 
     from .sources import InputKind
 
@@ -89,7 +90,7 @@ class StoreCells:
 
     def _read(self, start: int, stop: int) -> CsrBlock:
         rows = self._store.read_ranges(np.array([[start, stop]], np.int64))
-        return CsrBlock(rows.indptr, rows.indices, rows.data)
+        return rows
 
 
 @contextmanager

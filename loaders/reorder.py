@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import zarr
 
-from unicoord_atlas.csr_block import CsrBlock
-
 from .plan import find_runs
 from .row_matrix import bounded_cuts
 from .store import CsrBuffer
@@ -86,7 +84,7 @@ def write_reordered_shard(task: ReorderTask) -> int:
             place = np.empty_like(ascending)
             place[ascending] = np.arange(len(rows))
             taken = take_rows(task.store.read_ranges(find_runs(rows[ascending]), buffer), place)
-            writer.write(CsrBlock(taken.indptr, taken.indices, taken.data))
+            writer.write(taken)
     return task.shard
 
 

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unicoord_atlas.csr_block import CsrBlock
-
 from .graph_pass import RunPieces, blocks_of, pieces, scales_of
 
 if TYPE_CHECKING:
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     from numpy.typing import NDArray
 
+    from unicoord_atlas.csr_block import CsrBlock
     from unicoord_atlas.gene_sets.score import CellValues, SetSums
 
     from .graph_pass import Rows
@@ -75,7 +74,7 @@ def scores_of_rows(
 def values_of_rows(scorer: CellScorer, rows: NDArray[np.int64]) -> sp.csr_matrix:
     """(n, g) values of some cells, ascending rows."""
     read = scorer.store.read_ranges(np.stack([rows, rows + 1], axis=1))
-    return scorer.values(CsrBlock(read.indptr, read.indices, read.data), rows)
+    return scorer.values(read, rows)
 
 
 def _scores_of_portion(scorer: CellScorer, sets: SetSums, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -22,7 +22,9 @@ from .zarr_store import ZarrStore
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .store import CsrBuffer, CsrRows
+    from unicoord_atlas.csr_block import CsrBlock
+
+    from .store import CsrBuffer
 
 
 class CachedSoma(SomaStore):
@@ -41,6 +43,6 @@ class CachedSoma(SomaStore):
     def __reduce__(self) -> tuple[type[SomaStore], tuple[str, ...]]:
         return CachedSoma, (self.uri, self._copy.uri)
 
-    def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrRows:
+    def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrBlock:
         """Rows of the (b, 2) ranges start:stop, one after the other in the order given."""
         return self._copy.read_ranges(ranges, out)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.genes import GeneMap
 from unicoord_atlas.normalization import MAX_FRACTION, Normalization
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from unicoord_atlas.csr_block import CsrBlock
 
 _ROWS_TOGETHER = 8192
 
@@ -138,4 +139,4 @@ def _blocks(
     for start, stop in bounded_cuts(indptr, _ROWS_TOGETHER, 0, len(joinids)):
         begins = indptr[start : stop + 1] - indptr[start]
         rows = read_rows(array, joinids[start:stop], begins, num_genes, (index_dtype(num_genes), dtype), buffer)
-        yield CsrBlock(rows.indptr, rows.indices, rows.data)
+        yield rows

@@ -13,17 +13,19 @@ import numpy as np
 import pyarrow as pa
 from scipy.sparse import coo_array
 
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import DataError, UnreachableError
 
 from .object_address import object_address
 from .object_open import folders
 from .soma_open import tiledbsoma
-from .store import CsrBuffer, CsrRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from .store import CsrBuffer
 
 ROWS, COLUMNS, VALUES = "soma_dim_0", "soma_dim_1", "soma_data"
 
@@ -67,7 +69,7 @@ def read_rows(
     num_genes: int,
     dtypes: tuple[np.dtype[Any], np.dtype[Any]],
     buffer: CsrBuffer,
-) -> CsrRows:
+) -> CsrBlock:
     """The rows of ascending `joinids`.
 
     Parameters
@@ -98,10 +100,10 @@ def read_rows(
     if filled != num_entries or not np.array_equal(np.bincount(rows, minlength=len(joinids)), np.diff(indptr)):
         raise _changed(array)
     if _sorted(rows, indices):
-        return CsrRows(indptr, indices, data)
+        return CsrBlock(indptr, indices, data)
     matrix = coo_array((data, (rows, indices.astype(np.int32))), shape=(len(joinids), num_genes)).tocsr()
     matrix.sort_indices()
-    return CsrRows(indptr, matrix.indices.astype(dtypes[0]), matrix.data)
+    return CsrBlock(indptr, matrix.indices.astype(dtypes[0]), matrix.data)
 
 
 def _sorted(rows: NDArray[np.int32], columns: NDArray[Any]) -> bool:

@@ -25,7 +25,7 @@ from .soma_facts import cached_facts
 from .soma_open import JOINID, OpenExperiment
 from .soma_rows import COLUMNS, ROWS, VALUES, read_rows
 from .soma_written import obsm_columns, written_facts
-from .store import CsrBuffer, CsrRows
+from .store import CsrBuffer
 from .take_rows import take_rows
 from .zarr_layout import INNER_CHUNK, SIZE_FACTOR, SOURCE, count_dtype, index_dtype
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import DTypeLike, NDArray
+
+    from unicoord_atlas.csr_block import CsrBlock
 
 _MOST_CATEGORIES = 1000
 """A text column with more values is no label."""
@@ -117,7 +119,7 @@ class SomaStore:
         columns = obsm_columns(self._opened, key)
         return table if columns is None else pd.DataFrame(table, columns=columns, index=self.obs([]).index)
 
-    def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrRows:
+    def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrBlock:
         """Rows of the (b, 2) ranges start:stop, one after the other in the order given.
 
         They are read once each, in the order of storage.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,19 +20,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import DTypeLike, NDArray
 
+    from unicoord_atlas.csr_block import CsrBlock
     from unicoord_atlas.normalization import Normalization
     from unicoord_atlas.schema import AtlasSchema
 
     from .byte_cache import ByteCache
-
-
-@dataclass(frozen=True, slots=True)
-class CsrRows:
-    """Rows of X as stored, perhaps in buffers that the next read uses again."""
-
-    indptr: NDArray[np.int64]
-    indices: NDArray[np.integer]
-    data: NDArray[np.number]
 
 
 class CsrBuffer:
@@ -102,7 +93,7 @@ class CellStore(Protocol):
         """A table with a row a cell, as it was stored."""
         ...
 
-    def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrRows:
+    def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrBlock:
         """Rows of the (b, 2) ranges start:stop, one after the other in the order given."""
         ...
 

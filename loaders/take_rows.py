@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from .store import CsrRows
+from unicoord_atlas.csr_block import CsrBlock
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def take_rows(counts: CsrRows, picks: NDArray[np.int64]) -> CsrRows:
+def take_rows(counts: CsrBlock, picks: NDArray[np.int64]) -> CsrBlock:
     """The picked rows, in the order given; copies."""
     wanted = pa.array(picks)
     parts = (take_entries(counts.indptr, values, wanted) for values in (counts.indices, counts.data))
-    return CsrRows(taken_indptr(counts, picks), *parts)
+    return CsrBlock(taken_indptr(counts, picks), *parts)
 
 
-def taken_indptr(counts: CsrRows, picks: NDArray[np.int64]) -> NDArray[np.int64]:
+def taken_indptr(counts: CsrBlock, picks: NDArray[np.int64]) -> NDArray[np.int64]:
     """(k + 1,) of the picked rows, from 0."""
     indptr = np.zeros(len(picks) + 1, np.int64)
     np.cumsum(counts.indptr[picks + 1] - counts.indptr[picks], out=indptr[1:])

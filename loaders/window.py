@@ -21,7 +21,9 @@ from .take_rows import take_entries, take_rows, taken_indptr
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .store import CellStore, CsrBuffer, CsrRows
+    from unicoord_atlas.csr_block import CsrBlock
+
+    from .store import CellStore, CsrBuffer
 
 _COPYING = min(READ_THREADS, 4)
 """Threads that copy rows into a minibatch: few, for each must wait for Python's lock again and again."""
@@ -31,7 +33,7 @@ _COPYING = min(READ_THREADS, 4)
 class Window:
     """Counts of a window's cells, in the order they were read, and the order in which they are delivered."""
 
-    counts: CsrRows
+    counts: CsrBlock
     rows: NDArray[np.int64]
     """(k,) rows of the store, in the order of delivery."""
     order: NDArray[np.int64]

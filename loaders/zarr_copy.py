@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import DataError
 
 from .row_matrix import bounded_cuts
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from .store import CellStore, CsrRows
+    from unicoord_atlas.csr_block import CsrBlock
+
+    from .store import CellStore
 
 _ROWS_TOGETHER = 20_000
 
@@ -31,7 +32,7 @@ def copy_to_zarr(out: Path, store: CellStore, progress: Callable[[int], object])
     with AtlasWriter(out, layout) as writer:
         progress(writer.next_row)
         for start, stop, rows in _blocks(store, writer.next_row):
-            writer.write(CsrBlock(rows.indptr, rows.indices, rows.data))
+            writer.write(rows)
             progress(stop - start)
     obs = store.obs(arrow_names=True)
     if SOURCE not in obs:
@@ -69,7 +70,7 @@ def _require_same_obs(one: CellStore, other: CellStore) -> None:
             raise _differs(one, other, f"obs column {name!r}")
 
 
-def _blocks(store: CellStore, first: int) -> Iterator[tuple[int, int, CsrRows]]:
+def _blocks(store: CellStore, first: int) -> Iterator[tuple[int, int, CsrBlock]]:
     buffer = CsrBuffer()
     for start, stop in bounded_cuts(store.indptr, _ROWS_TOGETHER, first, store.n_obs):
         yield start, stop, store.read_ranges(np.array([[start, stop]]), buffer)

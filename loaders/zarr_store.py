@@ -9,24 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
-import pandas as pd
 import zarr
 
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
 from unicoord_atlas.normalization import Normalization
 from unicoord_atlas.schema import AtlasSchema
 
 from . import zarr_layout as names
 from .array_reader import ArrayReader, Part, is_sharded_blosc
-from .cell_names import read_names
+from .cell_names import read_frame, with_python_names
 from .manifest import fingerprint, read_manifest, require_files, shard_checksums
 from .plan import expand_ranges
-from .store import CsrBuffer, CsrRows
+from .store import CsrBuffer
 from .store_files import READ_THREADS, open_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import pandas as pd
     from numpy.typing import DTypeLike, NDArray
 
     from .array_reader import EntryReader, Work
@@ -89,9 +90,8 @@ class ZarrStore:
         if unknown:
             known = ", ".join(group.attrs["column-order"])
             raise UsageError(f"{self.uri}: obs has no column {unknown[0]!r}; it has: {known}")
-        names_n = read_names(group)
-        parts = {name: anndata.io.read_elem(group[name]) for name in columns}
-        return pd.DataFrame(parts, index=names_n if arrow_names else names_n.astype(object))
+        table = read_frame(group, columns)
+        return table if arrow_names else with_python_names(table)
 
     def var(self) -> pd.DataFrame:
         """Genes; index = names."""
@@ -105,7 +105,7 @@ class ZarrStore:
         table: NDArray[np.generic] | pd.DataFrame = anndata.io.read_elem(group[key])
         return table
 
-    def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrRows:
+    def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrBlock:
         """Rows of the (b, 2) ranges start:stop, one after the other in the order given."""
         if os.getpid() != self._process:
             raise ConfigError(
@@ -127,7 +127,7 @@ class ZarrStore:
         here = all(isinstance(part, Part) for _, part in reads)
         _in_threads(self._pool, reads, READ_THREADS if here else self.files.threads)
         self.entries_decoded += sum(part.num_decoded for _, part in reads) // len(self._readers)
-        return CsrRows(indptr, indices, data)
+        return CsrBlock(indptr, indices, data)
 
     def to_dask(self, dtype: DTypeLike = np.float32) -> Any:
         """X as a dask.array.Array of CSR blocks that follow the chunks on disk; see `lazy.dask_rows`."""

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from unicoord_atlas.model.augment import thin
+from unicoord_atlas.model.augment import thin, thin_at_once
 from unicoord_atlas.model.noise import EntryNoise, Noise, Purpose
 
 
@@ -33,9 +33,8 @@ def test_noise_has_the_distributions_it_promises():
 def thinned(counts, keep, noise):
     """One count a cell, all of gene 7."""
     entries = EntryNoise(noise, torch.arange(len(counts)), torch.full((len(counts),), 7))
-    ways = [
-        thin(counts, keep, entries.draws(Purpose.THINNING)[0], entries, where_needed) for where_needed in (True, False)
-    ]
+    first = entries.draws(Purpose.THINNING)[0]
+    ways = [way(counts, keep, first, entries) for way in (thin, thin_at_once)]
     assert torch.equal(*ways)
     return ways[0]
 

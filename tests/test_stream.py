@@ -6,9 +6,10 @@ import pytest
 import torch
 from stores import plain_columns, random_counts, write_store
 
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import ConfigError, DataError
 from unicoord_atlas.loaders import CellStream, Partition, balanced_weights, open_store
-from unicoord_atlas.loaders.store import CsrBuffer, CsrRows
+from unicoord_atlas.loaders.store import CsrBuffer
 from unicoord_atlas.loaders.stream import cells_in_memory
 from unicoord_atlas.loaders.take_rows import take_rows, taken_indptr
 from unicoord_atlas.loaders.window import _take_into
@@ -248,7 +249,7 @@ def test_rows_must_ascend_within_the_store(store):
 def test_rows_copied_in_threads_into_memory_of_the_caller_are_the_rows(num_picks):
     """What a GPU fetches; rows of all lengths, in any order and more than once."""
     matrix = random_counts(50, 60)
-    counts = CsrRows(matrix.indptr.astype(np.int64), matrix.indices.astype(np.uint16), matrix.data.astype(np.uint32))
+    counts = CsrBlock(matrix.indptr.astype(np.int64), matrix.indices.astype(np.uint16), matrix.data.astype(np.uint32))
     picks = np.random.default_rng(0).integers(0, 50, num_picks)
     expected = take_rows(counts, picks)
     for name in ("indices", "data"):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CsrBlock:
-    """Consecutive rows as CSR."""
+    """Rows as CSR, perhaps in buffers that the next read uses again."""
 
     indptr: NDArray[np.int64]
     """(n + 1,), from 0."""

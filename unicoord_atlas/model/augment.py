@@ -40,7 +40,7 @@ def left_over(
     if not gathered:
         counts_z = counts.data.to(torch.float32)
         if keep_n is not None:
-            counts_z = thin(counts_z, keep_n.index_select(0, noise.row_of_entry_z), first_z, noise, where_needed=False)
+            counts_z = thin_at_once(counts_z, keep_n.index_select(0, noise.row_of_entry_z), first_z, noise)
         return replace(counts, data=torch.where(seen_z, counts_z, 0.0))
     seen = seen_z.nonzero().squeeze(1)
     counts = counts.take(seen)
@@ -48,11 +48,11 @@ def left_over(
         return counts
     noise, first_m = noise.of(seen), first_z.index_select(0, seen)
     keep_m = keep_n.index_select(0, noise.row_of_entry_z)
-    kept_m = thin(counts.data.to(torch.float32), keep_m, first_m, noise, where_needed=True)
+    kept_m = thin(counts.data.to(torch.float32), keep_m, first_m, noise)
     return replace(counts, data=kept_m).take(kept_m.nonzero().squeeze(1))
 
 
-def thin(counts_z: Tensor, keep_z: Tensor, first_z: Tensor, noise: EntryNoise, where_needed: bool) -> Tensor:
+def thin(counts_z: Tensor, keep_z: Tensor, first_z: Tensor, noise: EntryNoise) -> Tensor:
     """Binomial thinning of counts: each molecule stays with its cell's keep probability.
 
     Exact (to 2^-16 in the probability) for counts up to 4, which are nearly all entries of a cell: one Bernoulli draw a
@@ -66,11 +66,7 @@ def thin(counts_z: Tensor, keep_z: Tensor, first_z: Tensor, noise: EntryNoise, w
         (z,) int32: one of the draws for `Purpose.THINNING`.
     noise
         Of the same entries.
-    where_needed
-        Draw again only for the entries that need more than one draw; the result is the same.
     """
-    if not where_needed:
-        return _thinned_at_once(counts_z, keep_z, first_z, noise)
     kept_z = below(first_z, keep_z).to(counts_z.dtype)
     several = (counts_z > 1).nonzero().squeeze(1)  # a third of a cell's entries: only they need more than one draw
     counts_m, keep_m, kept_m = (values_z.index_select(0, several) for values_z in (counts_z, keep_z, kept_z))
@@ -85,7 +81,8 @@ def thin(counts_z: Tensor, keep_z: Tensor, first_z: Tensor, noise: EntryNoise, w
     return kept_z.index_copy_(0, several, kept_m.index_copy_(0, many, kept_k))
 
 
-def _thinned_at_once(counts_z: Tensor, keep_z: Tensor, first_z: Tensor, noise: EntryNoise) -> Tensor:
+def thin_at_once(counts_z: Tensor, keep_z: Tensor, first_z: Tensor, noise: EntryNoise) -> Tensor:
+    """The same as `thin`, with all draws for all entries: the host need not know how many want a second one."""
     second_z, third_z = (below(draws_z, keep_z) for draws_z in noise.draws(Purpose.THINNING_SECOND))
     radius_z, angle_z = noise.draws(Purpose.THINNING_MANY)
     kept_z = below(first_z, keep_z).to(counts_z.dtype)
