@@ -130,6 +130,7 @@ def disturb(
 def run(folder: Path, stage: Stage, disturbance: tuple[signal.Signals, float] | int | None) -> tuple[float, int]:
     """Seconds and exit code, below 0 for a signal, of a stage's command in a child."""
     begun = time.perf_counter()
+    (folder / ".log").touch()  # a child that is killed at once has not said anything
     child = os.fork()
     if child == 0:
         os._exit(in_child(folder, stage.words, disturbance if isinstance(disturbance, int) else None))

@@ -25,6 +25,7 @@ def stages() -> list[Stage]:
     """In order; paths are within the working directory."""
     settings = ("train.epochs=3", "train.batch_size=64", "train.checkpoint_every_steps=3", "model.hidden=[32,16]")
     settings += ("data.min_cells=1", 'train.trackers=["tensorboard"]')
+    settings += ("train.precision=fp32",)  # which one is faster, a busy machine would say now so and now so
     sizes = ("--min-genes", "3", "--null-draws", "60", "--null-cells", "200", "--trees", "16", "--p", "1", "--top", "9")
     shard, weights = "near.zarr/X/data/c/1", "run/model/model.safetensors"
     return [
@@ -44,6 +45,7 @@ def stages() -> list[Stage]:
             "train",
             (
                 *("train", "near.zarr", "--out", "run", "--discrete", "cell_type", "--continuous", "gradient_1"),
+                "--no-report",  # a stage of its own; that of a run shows times
                 *(word for setting in settings for word in ("--set", setting)),
             ),
             ("run",),

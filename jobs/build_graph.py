@@ -171,7 +171,7 @@ def _components(
     points = RowFile(partial / "points.f32", store.n_obs, len(found.variance_d), np.float32)
     with _bar("scores", store.n_obs) as progress:
         write_scores(store, genes, found, points, run_pieces, progress)
-    write_table(group.require_group("obsm"), PCA_KEY, points.rows())
+    write_table(group.require_group("obsm"), PCA_KEY, points)
     _write_components(group, store, genes, found)
     return points, {"genes": len(genes), "explained": float(found.variance_d.sum() / found.total_variance)}
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
+import pandas as pd
 import zarr
 from rich.console import Console
 from tqdm import tqdm
 
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
-from unicoord_atlas.loaders.graph_order import MappedCopy, ReorderedTable, reordered_matrix
+from unicoord_atlas.loaders.graph_order import ReorderedTable, mapped_copy, reordered_matrix
 from unicoord_atlas.loaders.graph_store import Neighbors, fingerprint_of, write_matrix, write_table
 from unicoord_atlas.loaders.manifest import read_manifest
 from unicoord_atlas.loaders.reorder import reordered_layout, write_reordered
@@ -25,7 +26,7 @@ from unicoord_atlas.neighbors.space_order import split_order
 
 from .amend_store import ADDITIONS, amended_store, finish_amendment
 from .build_graph import PART, PCA_KEY
-from .workdir import finished_directory
+from .workdir import finished_directory, scratch_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +63,7 @@ def run(options: ReorderOptions, console: Console | None = None) -> dict[str, An
     Neighbors(store)  # refuses an atlas without a graph, and a graph of other cells
     _require_names_free(store)
     graph = read_manifest(LocalFiles(options.store))["additions"][PART]["config"]
-    order = split_order(_points(store, graph["use_rep"] or PCA_KEY))
+    order = _order(store, graph["use_rep"] or PCA_KEY, options.out)
     already = not _write_cells(store, order, options)
     finish_amendment(options.out, PART)
     new = ZarrStore(str(options.out))
@@ -107,7 +108,7 @@ def _write_graph(partial: Path, old: Path, new: ZarrStore, order: NDArray[np.int
     uns = group.require_group("uns")
     with anndata.settings.override(auto_shard_zarr_v3=False):
         if use_rep is None:
-            table = MappedCopy(partial / f"{PCA_KEY}.old", source[f"obsm/{PCA_KEY}"])
+            table = mapped_copy(partial / f"{PCA_KEY}.old", source[f"obsm/{PCA_KEY}"])
             write_table(group.require_group("obsm"), PCA_KEY, ReorderedTable(table, order))
             for parent, key in (("varm", "PCs"), ("uns", "pca")):
                 element = anndata.io.read_elem(source[f"{parent}/{key}"])
@@ -117,9 +118,13 @@ def _write_graph(partial: Path, old: Path, new: ZarrStore, order: NDArray[np.int
         anndata.io.write_elem(uns, GRAPH_FACTS, {**facts, "fingerprint": fingerprint_of(new)})
 
 
-def _points(store: ZarrStore, key: str) -> NDArray[np.float32]:
-    table = store.obsm(key)
-    return np.asarray(table.to_numpy() if hasattr(table, "to_numpy") else table, np.float32)
+def _order(store: ZarrStore, key: str, out: Path) -> NDArray[np.int64]:
+    """Rows in their new order, from points of obsm in a file: of a million cells they are 200 MB."""
+    with scratch_folder(out) as folder:
+        table: Any = zarr.open_group(store.uri, mode="r")[f"obsm/{key}"]
+        if isinstance(table, zarr.Group):  # columns with names
+            table = pd.DataFrame(store.obsm(key)).to_numpy(np.float32)
+        return split_order(mapped_copy(folder / "points", table, np.float32))
 
 
 def _require_names_free(store: ZarrStore) -> None:

@@ -51,7 +51,7 @@ from .cached_store import open_cached
 from .diffusion import graph_of, latent_table, with_neighbors
 from .mirrored_run import mirrored, send_finished
 from .run_identity import by_dotted_name, claim, refuse_other
-from .train_report import write_report
+from .train_report import REPORT, write_report
 from .train_summary import preparation_text, summary_table
 from .workdir import finished_directory
 
@@ -91,6 +91,8 @@ def run(options: TrainOptions) -> dict[str, Any]:
     refuse_other(options.out, store, config)
     finished = _finished(options.out)
     if finished is not None:
+        if not (options.out / REPORT).exists():
+            _report(options, store)  # a kill came between the model and its report
         send_finished(mirror, options.out)
         _say(f"{options.out} is finished already, from the same atlas and settings")
         return _summary(options, finished, dict(ReferenceModel.load(options.out / "model").config.metrics))
@@ -99,11 +101,16 @@ def run(options: TrainOptions) -> dict[str, Any]:
         return {}
     gc.collect()
     give_back_freed_memory()  # the report is another process, which should not stand beside what training took
-    page = (
-        write_report(options.out, options.store if isinstance(store, ZarrStore) else None) if options.report else None
-    )
+    page = _report(options, store)
     send_finished(mirror, options.out)
     return result | ({"report": str(page)} if page else {})
+
+
+def _report(options: TrainOptions, store: CellStore) -> Path | None:
+    """RUN/report.html, if it is wanted and can be made."""
+    if not options.report:
+        return None
+    return write_report(options.out, options.store if isinstance(store, ZarrStore) else None)
 
 
 def _train(options: TrainOptions, store: CellStore, mirror: RunMirror | None) -> dict[str, Any] | None:

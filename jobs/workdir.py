@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _RECORD = "unfinished.json"
+_ZARR_ASIDE = re.compile(r"\.[0-9a-f]{32}\.partial$")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGES = ("unicoord-atlas", "anndata", "zarr", "numpy", "torch")
 
@@ -84,6 +85,7 @@ def finished_directory(
                 shutil.rmtree(partial)
             raise
         (partial / _RECORD).unlink(missing_ok=True)  # a writer that empties its directory took it along
+        _remove_leftovers(partial)
         _write_manifest(partial, made_from, counts or {})
         if out.exists():
             out.rmdir()
@@ -112,6 +114,20 @@ def finished_file(out: Path) -> Iterator[Path]:
             partial.rename(out)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` for what is only needed meanwhile; what a killed job left there is removed."""
+    require_local(out)
+    folder = out.parent / f".{out.name}.scratch"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        with full_disk_named(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def require_local(out: Path) -> None:
@@ -177,6 +193,13 @@ def _write_manifest(directory: Path, made_from: Mapping[str, Any], counts: Mappi
     for name in manifest["files"]:
         sync_file(directory / name)
     write_json(directory / MANIFEST, manifest)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove what a killed process's zarr was writing: files under a name that nobody knows."""
+    for path in directory.rglob("*.partial"):
+        if _ZARR_ASIDE.search(path.name):
+            path.unlink()
 
 
 def empty_directory(directory: Path) -> None:

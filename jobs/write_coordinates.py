@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from unicoord_atlas.loaders.cell_names import with_python_names, write_frame
 from unicoord_atlas.loaders.graph_store import write_table
 from unicoord_atlas.loaders.row_file import RowFile
 
-from .workdir import finished_directory, finished_file, full_disk_named
+from .workdir import finished_directory, finished_file, scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -44,14 +43,8 @@ class TableFiles:
 @contextmanager
 def table_files(out: Path) -> Iterator[TableFiles]:
     """Files beside `out` that are gone at the end."""
-    folder = out.parent / f".{out.name}.tables"
-    shutil.rmtree(folder, ignore_errors=True)  # of a killed job
-    folder.mkdir(parents=True)
-    try:
-        with full_disk_named(folder):
-            yield TableFiles(folder)
-    finally:
-        shutil.rmtree(folder)
+    with scratch_folder(out) as folder:
+        yield TableFiles(folder)
 
 
 def write_output(

@@ -47,12 +47,16 @@ def read_frame(table: Any, columns: Iterable[str] | None = None) -> pd.DataFrame
 
 
 def write_frame(root: zarr.Group, key: str, frame: pd.DataFrame) -> None:
-    """Write a table as AnnData does; names that Arrow holds are written in pieces."""
+    """Write a table as AnnData does, a column at a time; names that Arrow holds are written in pieces."""
     if frame.index.dtype != "string[pyarrow]":
         anndata.io.write_elem(root, key, frame)
         return
-    anndata.io.write_elem(root, key, frame.set_axis(np.full(len(frame), "", object)))
+    anndata.io.write_elem(root, key, frame.iloc[:0].set_axis(pd.Index([], dtype=object)))
     group: Any = root[key]
+    for column in frame:
+        values = frame[column].array
+        of_numpy = isinstance(values, pd.arrays.NumpyExtensionArray)
+        anndata.io.write_elem(group, column, values.to_numpy() if of_numpy else values)
     name = group.attrs["_index"]
     attributes = dict(group[name].attrs)
     array = group.create_array(

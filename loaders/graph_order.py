@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .graph_pass import pieces
+from .row_file import MappedRows
 from .weights_pass import CsrFiles, EntryWriter
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def reordered_matrix(folder: Path, name: str, matrix: Any, order: NDArray[np.int
         The Zarr group of a square CSR matrix.
     """
     indptr = np.asarray(matrix["indptr"][:], np.int64)
-    indices, values = (MappedCopy(folder / f"{name}.{key}.old", matrix[key]) for key in ("indices", "data"))
+    indices, values = (mapped_copy(folder / f"{name}.{key}.old", matrix[key]) for key in ("indices", "data"))
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)
     out = EntryWriter(folder, f"{name}.new")
@@ -47,34 +47,21 @@ def reordered_matrix(folder: Path, name: str, matrix: Any, order: NDArray[np.int
     return out.finish()
 
 
-class MappedCopy:
-    """A compressed array as a plain file that is read at any rows; what was read does not stay in memory."""
-
-    def __init__(self, path: Path, array: Any) -> None:
-        self.shape: tuple[int, ...] = tuple(array.shape)
-        self.dtype: np.dtype[Any] = np.dtype(array.dtype)
-        rows = max(_COPIED // int(np.prod(self.shape[1:], dtype=np.int64)), 1)
-        with path.open("w+b") as file:  # written, not mapped: a full disk is an error then, not a signal
-            for start in range(0, self.shape[0], rows):
-                file.write(np.ascontiguousarray(array[start : start + rows], self.dtype).data)
-            file.flush()
-            size = file.tell()
-            self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else None
-        self._values = np.frombuffer(self._map or b"", self.dtype).reshape(self.shape)
-
-    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
-        """A copy of these rows."""
-        taken = np.array(self._values[rows])
-        if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)  # the system's cache keeps them; they no longer count as ours
-        return taken
+def mapped_copy(path: Path, array: Any, dtype: Any = None) -> MappedRows:
+    """A compressed array as a plain file that is read at any rows."""
+    shape, dtype = tuple(array.shape), np.dtype(dtype or array.dtype)
+    rows = max(_COPIED // int(np.prod(shape[1:], dtype=np.int64)), 1)
+    with path.open("wb") as file:  # written, not mapped: a full disk is an error then, not a signal
+        for start in range(0, shape[0], rows):
+            file.write(np.ascontiguousarray(array[start : start + rows], dtype).data)
+    return MappedRows(path, shape, dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class ReorderedTable:
     """A table with a row a cell under another order of the cells."""
 
-    table: MappedCopy
+    table: MappedRows
     order: NDArray[np.int64]
 
     @property

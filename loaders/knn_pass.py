@@ -20,18 +20,20 @@ from unicoord_atlas.neighbors.knn import (
     Search,
     build_lists,
     choose_probes,
+    empty_lists,
+    fill_lists,
+    lists_of,
     load_lists,
     nearest,
     needs_lists,
     recall,
-    rows_by_list,
     save_lists,
     search_in_one_thread,
     true_distances,
 )
 
 from .graph_pass import RunPieces, pieces
-from .row_file import RowFile
+from .row_file import MappedRows, RowFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
     from .graph_pass import Rows
 
+_BY_LIST = "by_list.lists"
 _QUERIES = 8_192
 _TUNED_ON, _MEASURED_ON = 500, 2_000
 
@@ -69,11 +72,11 @@ class KnnTask:
     """With "cosine" the points have length 1."""
     groups: tuple[Group, ...]
     order: Path | None = None
-    """File of the rows in the order in which they are asked for; None if it is their own."""
+    """File of the cells in the order in which their points lie; None if it is the atlas's."""
 
-    def open_points(self) -> NDArray[np.float32]:
-        """(n, d), mapped into memory."""
-        return np.memmap(self.points, np.float32, "r", shape=(self.num_points, self.num_dims))
+    def open_points(self) -> MappedRows:
+        """(n, d)."""
+        return MappedRows(self.points, (self.num_points, self.num_dims), np.float32)
 
 
 def require_enough(sizes: Mapping[str, int], k: int) -> None:
@@ -96,7 +99,10 @@ def prepare_groups(
 ) -> KnnTask:
     """Write the members and, where cells are many, the inverted lists of each group beside the points."""
     folder, (num_points, num_dims) = points.path.parent, points.shape
-    points_nd = points.rows()
+    order = None
+    if batches is None and needs_lists(num_points, num_points):
+        points, order = _by_lists(points, seed)
+    points_nd = points.anywhere()
     rng = np.random.default_rng([seed, 1])
     sample = np.sort(rng.choice(num_points, min(_TUNED_ON, num_points), replace=False))
     groups = []
@@ -105,27 +111,37 @@ def prepare_groups(
         if members_n is not None:
             members = folder / f"group{number}.npy"
             np.save(members, members_n)
-        inside_nd = points_nd if members_n is None else points_nd[members_n]
-        if not needs_lists(num_points, len(inside_nd)):
+        if not needs_lists(num_points, num_points if members_n is None else len(members_n)):
             groups.append(Group(members, None))
             continue
-        file = folder / f"group{number}.lists"
-        if not file.exists():
-            save_lists(build_lists(inside_nd, seed), file)
+        file = folder / (_BY_LIST if members_n is None else f"group{number}.lists")
+        if members_n is not None and not file.exists():
+            save_lists(build_lists(points_nd[members_n], seed), file)
         probes = choose_probes(points_nd, sample, members_n, load_lists(file), k, wanted_recall)
         groups.append(Group(members, file, probes))
-    order = _order_by_lists(groups[0].lists) if batches is None and groups[0].lists is not None else None
     return KnnTask(points.path, num_points, num_dims, k, metric, tuple(groups), order)
 
 
-def _order_by_lists(lists: Path) -> Path:
-    """File of all rows, list after list: neighbours look into the same lists, which are still in the cache then."""
-    path = lists.with_suffix(".order.npy")
-    if not path.exists():
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, rows_by_list(load_lists(lists)))
-        partial.replace(path)
-    return path
+def _by_lists(points: RowFile, seed: int) -> tuple[RowFile, Path]:
+    """The points list after list, and a file of the cells that they are; _BY_LIST numbers them so.
+
+    What is asked for together then looks into the same lists, and its neighbours lie side by side in the file.
+    """
+    folder = points.path.parent
+    sorted_points = RowFile(folder / "by_list.points.f32", *points.shape, np.float32)
+    order, lists = folder / "by_list.order.npy", folder / _BY_LIST
+    if not lists.exists():  # it comes last
+        points_nd = points.anywhere()
+        index = empty_lists(points_nd, seed)
+        list_n = lists_of(index, points_nd)
+        rows_n = np.argsort(list_n, kind="stable")
+        np.save(order, rows_n)
+        sorted_points.next_row = 0
+        for start, stop in pieces(len(rows_n)):
+            sorted_points.append(points_nd[rows_n[start:stop]])
+        fill_lists(index, sorted_points.anywhere(), list_n[rows_n])
+        save_lists(index, lists)
+    return sorted_points, order
 
 
 def measured_recall(task: KnnTask, seed: int) -> float:
@@ -183,9 +199,11 @@ def _neighbors_beside_others(task: KnnTask, rows: Rows) -> tuple[NDArray[np.int3
 
 def _neighbors_of_piece(task: KnnTask, rows: Rows) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     points_nd = task.open_points()
-    queries = np.arange(*rows) if task.order is None else np.load(task.order, mmap_mode="r")[slice(*rows)]
+    queries = np.arange(*rows)
     found = [nearest(points_nd, queries, members, search, task.k) for members, search in _searches(task)]
     rows_nk = np.concatenate([rows for rows, _ in found], axis=1)
+    if task.order is not None:
+        rows_nk = np.load(task.order, mmap_mode="r")[rows_nk]
     distances_nk = np.concatenate([distances for _, distances in found], axis=1)
     if task.metric == "cosine":
         distances_nk = distances_nk**2 / 2
@@ -206,5 +224,5 @@ def _searches(task: KnnTask) -> tuple[tuple[NDArray[np.int64] | None, Search], .
         if group.lists is not None:
             opened.append((members, ListSearch(load_lists(group.lists), group.probes)))
         else:
-            opened.append((members, ExactSearch(points_nd if members is None else points_nd[members])))
+            opened.append((members, ExactSearch(points_nd[:] if members is None else points_nd[members])))
     return tuple(opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +53,10 @@ class RowFile:
         """All rows, mapped into memory."""
         return np.memmap(self.path, self.dtype, "r", shape=self.shape)
 
+    def anywhere(self) -> MappedRows:
+        """All rows, to be read in any order."""
+        return MappedRows(self.path, self.shape, self.dtype)
+
     def __getitem__(self, rows: slice) -> NDArray[Any]:
         """Consecutive rows, read from the file: unlike a map, they leave memory with the array."""
         start, stop, _ = rows.indices(self.shape[0])
@@ -62,3 +67,21 @@ class RowFile:
     def stretch(self) -> FileStretch:
         """All values, row after row, read in pieces."""
         return FileStretch(self.path.open("rb"), self.dtype, self.shape[0] * self.shape[1])
+
+
+class MappedRows:
+    """A file of plain values that is read at any rows; what was read does not stay in memory."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any) -> None:
+        self.shape = shape
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else None
+        self._values = np.frombuffer(self._map or b"", self.dtype).reshape(shape)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
+        """A copy of these rows."""
+        taken = np.array(self._values[rows])
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)  # the system's cache keeps them; they no longer count as ours
+        return taken

@@ -74,21 +74,19 @@ class EntryWriter:
 def distance_matrix(folder: Path, indices: RowFile, distances: RowFile) -> CsrFiles:
     """Distances of each cell to its neighbours, columns ascending; those of twins are stored zeros."""
     out = EntryWriter(folder, "sorted")
-    indices_nk, distances_nk = indices.rows(), distances.rows()
     for start, stop in pieces(indices.shape[0]):
-        out.append(_rows(indices_nk[start:stop], distances_nk[start:stop], indices.shape[0]))
+        out.append(_rows(indices[start:stop], distances[start:stop], indices.shape[0]))
     return out.finish()
 
 
 def connectivity_matrix(folder: Path, indices: RowFile, distances: RowFile) -> CsrFiles:
     """UMAP's symmetric weights; see `neighbors.connectivities`."""
     num_rows, k = indices.shape
-    indices_nk, distances_nk = indices.rows(), distances.rows()
-    total = sum(float(distances_nk[start:stop].sum(dtype=np.float64)) for start, stop in pieces(num_rows))
+    total = sum(float(distances[start:stop].sum(dtype=np.float64)) for start, stop in pieces(num_rows))
     directed = EntryWriter(folder, "directed")
     for start, stop in pieces(num_rows):
-        weights_nk = membership(distances_nk[start:stop], total / (num_rows * (k + 1)))
-        directed.append(_rows(indices_nk[start:stop], weights_nk, num_rows))
+        weights_nk = membership(distances[start:stop], total / (num_rows * (k + 1)))
+        directed.append(_rows(indices[start:stop], weights_nk, num_rows))
     weights = directed.finish()
     turned = turn_csc(weights.indptr, weights.indices, weights.data, num_rows, folder)
     out = EntryWriter(folder, "joined")

@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -9,6 +11,7 @@ from unicoord_atlas.errors import DataError
 from unicoord_atlas.memory import AnnDataCells
 from unicoord_atlas.normalization import Normalization
 from unicoord_atlas.query import QueryBatches
+from unicoord_atlas.reference_files import load_normalization, save_normalization
 from unicoord_atlas.schema import AtlasSchema
 
 GENES = tuple(f"G{i}" for i in range(30))
@@ -33,6 +36,18 @@ def _query(counts: np.ndarray, names) -> anndata.AnnData:
 def _batches(adata: anndata.AnnData, batch_size: int = 7) -> QueryBatches:
     schema, normalization, _ = _atlas()
     return QueryBatches(AnnDataCells(adata), schema, normalization, batch_size)
+
+
+def test_a_normalization_is_the_same_bytes_each_time_and_comes_back(tmp_path):
+    _, normalization, _ = _atlas()
+    path, contents = tmp_path / "normalization.safetensors", set()
+    for _ in range(8):
+        save_normalization(path, normalization)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    found = load_normalization(path)
+    for field in fields(Normalization):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(normalization, field.name))
 
 
 def test_a_query_with_all_genes_is_normalized_as_scanpy_normalizes_the_atlas():

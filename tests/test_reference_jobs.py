@@ -112,7 +112,7 @@ def test_streamed_tables_are_those_of_a_mapping_in_memory(folder):
         for key in here.obsm:
             np.testing.assert_allclose(mapped.obsm[key], here.obsm[key], atol=1e-6)
         pd.testing.assert_frame_equal(mapped.obs, here.obs, check_categorical=False, check_dtype=False)
-    assert not list(folder.glob(".*.tables"))
+    assert not list(folder.glob(".*.scratch"))
 
 
 def test_an_atlas_store_is_a_query_like_any_other(folder):

@@ -53,6 +53,22 @@ def test_training_ends_with_a_page_about_itself(atlas, tmp_path, capsys):
     assert complaints(capsys.readouterr().err) == []
 
 
+def test_a_report_that_a_kill_prevented_is_made_by_the_same_command(atlas, tmp_path, monkeypatch):
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "write_report", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained(atlas, tmp_path / "run")
+    made = []
+    monkeypatch.setattr(train, "write_report", lambda run, store: made.append((run, store)))
+    trained(atlas, tmp_path / "run")
+    assert made == [(tmp_path / "run", atlas)]
+    (tmp_path / "run" / "report.html").write_text("made")
+    trained(atlas, tmp_path / "run")
+    assert len(made) == 1
+
+
 def test_a_report_that_fails_costs_one_line_and_not_the_training(atlas, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     taken = run / "report.html"

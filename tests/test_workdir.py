@@ -11,6 +11,7 @@ from unicoord_atlas.errors import AlreadyDone, DataError
 from unicoord_atlas.jobs import check
 from unicoord_atlas.jobs.workdir import finished_directory, finished_file
 from unicoord_atlas.loaders.row_file import RowFile
+from unicoord_atlas.loaders.zarr_layout import MANIFEST
 
 
 class Killed(BaseException):
@@ -91,6 +92,19 @@ def test_a_changed_input_starts_afresh(tmp_path):
     source.write_text("more cells")
     make(tmp_path / "out", [source], resume=True)
     assert not (tmp_path / "out" / "half.txt").exists()
+
+
+def test_what_a_killed_zarr_was_writing_is_no_part_of_the_output(tmp_path):
+    left = "zarr.1a2a2b8c56404179a0db479b34fd4ae5.partial"
+    with pytest.raises(Killed), finished_directory(tmp_path / "out", [], {"a": 1}, resume=True) as partial:
+        (partial / "obs").mkdir()
+        (partial / "obs" / left).write_text("{")
+        (partial / "obs" / "zarr.json").write_text("{}")
+        raise Killed
+    with finished_directory(tmp_path / "out", [], {"a": 1}, resume=True):
+        pass
+    assert [path.name for path in (tmp_path / "out" / "obs").iterdir()] == ["zarr.json"]
+    assert list(json.loads((tmp_path / "out" / MANIFEST).read_text())["files"]) == ["obs/zarr.json"]
 
 
 def test_failure_without_resume_leaves_nothing(tmp_path):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from .checksums import require_unchanged
 from .errors import DataError
@@ -38,7 +38,17 @@ def save_normalization(path: Path, normalization: Normalization) -> None:
             arrays[field.name] = np.ascontiguousarray(value)
         else:
             scalars[field.name] = repr(value)
-    save_file(arrays, path, metadata=scalars)
+    path.write_bytes(with_sorted_metadata(save(arrays, metadata=scalars)))
+
+
+def with_sorted_metadata(content: bytes) -> bytes:
+    """A safetensors file with its metadata in order of their names: as written, it is another one each time."""
+    start = 8  # bytes that tell how long the header is
+    stop = start + int.from_bytes(content[:start], "little")
+    header = json.loads(content[start:stop])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:start] + text.ljust(stop - start) + content[stop:]
 
 
 def load_normalization(path: Path) -> Normalization:

@@ -25,9 +25,25 @@ MOST_COMPARISONS = 1_000_000_000
 _SPARE = 8
 """Candidates beyond k: those that rounding would put just outside."""
 _TILE_FLOATS = 1 << 23
+_GATHERED_FLOATS = 1 << 18
+_BLOCK = 1 << 16
+"""Points that are read from a file together."""
 _LISTS_PER_ROOT = 2.0
 _POINTS_PER_LIST = 64
 _PROBES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)
+
+
+class Points(Protocol):
+    """(n, d) float32: an array, or a file that is read where it is indexed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d)."""
+        ...
+
+    def __getitem__(self, rows: slice | NDArray[np.int64], /) -> NDArray[np.float32]:
+        """These points."""
+        ...
 
 
 class Search(Protocol):
@@ -61,11 +77,21 @@ class ExactSearch:
 class FlatSearch:
     """Compares a query with every point, by faiss: the same as `ExactSearch`, faster where points are many."""
 
-    points_nd: NDArray[np.float32]
+    points_nd: Points
 
     def candidates(self, queries_md: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        """The nearest, but for rounding."""
-        found: NDArray[np.int64] = import_faiss().knn(queries_md, self.points_nd, count)[1]
+        """The nearest, but for rounding; a block of points at a time, so that they may lie in a file."""
+        faiss, num_points = import_faiss(), self.points_nd.shape[0]
+        away = np.empty((len(queries_md), 0), np.float32)
+        found = np.empty((len(queries_md), 0), np.int64)
+        for start in range(0, num_points, _BLOCK):
+            block_nd = np.ascontiguousarray(self.points_nd[start : start + _BLOCK])
+            away_mc, found_mc = faiss.knn(queries_md, block_nd, min(count, len(block_nd)))
+            away = np.concatenate([away, away_mc], axis=1)
+            found = np.concatenate([found, found_mc + start], axis=1)
+            if found.shape[1] > count:
+                kept = np.argpartition(away, count - 1, axis=1)[:, :count]
+                away, found = np.take_along_axis(away, kept, axis=1), np.take_along_axis(found, kept, axis=1)
         return found
 
 
@@ -99,8 +125,15 @@ def import_faiss() -> Any:
     return faiss
 
 
-def build_lists(points_nd: NDArray[np.float32], seed: int) -> Any:
+def build_lists(points_nd: Points, seed: int) -> Any:
     """A faiss index of the points in some 2 sqrt(n) lists, the centres found by k-means on a sample."""
+    index = empty_lists(points_nd, seed)
+    fill_lists(index, points_nd, lists_of(index, points_nd))
+    return index
+
+
+def empty_lists(points_nd: Points, seed: int) -> Any:
+    """The same, with no points in it yet."""
     faiss = import_faiss()
     num_points, num_dims = points_nd.shape
     num_lists = max(int(_LISTS_PER_ROOT * num_points**0.5), 1)
@@ -108,10 +141,26 @@ def build_lists(points_nd: NDArray[np.float32], seed: int) -> Any:
     chosen = np.sort(rng.choice(num_points, min(num_points, num_lists * _POINTS_PER_LIST), replace=False))
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(num_dims), num_dims, num_lists)
     index.cp.niter, index.cp.seed, index.cp.min_points_per_centroid = 8, seed + 1, 1
-    index.train(np.ascontiguousarray(points_nd[chosen]))
-    for start in range(0, num_points, 1 << 16):
-        index.add(np.ascontiguousarray(points_nd[start : start + (1 << 16)]))
+    starts = range(0, num_points, _BLOCK)
+    parts = np.split(chosen, np.searchsorted(chosen, starts[1:]))
+    blocks = (points_nd[start : start + _BLOCK][rows - start] for start, rows in zip(starts, parts, strict=True))
+    index.train(np.concatenate(list(blocks)))
     return index
+
+
+def lists_of(index: Any, points_nd: Points) -> NDArray[np.int64]:
+    """(n,) the list of each point: that with the nearest centre."""
+    starts = range(0, points_nd.shape[0], _BLOCK)
+    blocks = (np.ascontiguousarray(points_nd[start : start + _BLOCK]) for start in starts)
+    return np.concatenate([index.quantizer.search(block_nd, 1)[1][:, 0] for block_nd in blocks])
+
+
+def fill_lists(index: Any, points_nd: Points, list_n: NDArray[np.int64]) -> None:
+    """Put points into their lists, numbered from 0."""
+    faiss = import_faiss()
+    for start in range(0, len(list_n), _BLOCK):
+        block_nd, lists = (np.ascontiguousarray(part[start : start + _BLOCK]) for part in (points_nd, list_n))
+        index.add_core(len(lists), faiss.swig_ptr(block_nd), None, faiss.swig_ptr(lists))
 
 
 def save_lists(index: Any, path: Path) -> None:
@@ -127,22 +176,13 @@ def load_lists(path: Path) -> Any:
     return faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
 
 
-def rows_by_list(index: Any) -> NDArray[np.int64]:
-    """(n,) all points, list after list."""
-    faiss, lists = import_faiss(), index.invlists
-    sizes = [(number, lists.list_size(number)) for number in range(index.nlist)]
-    return np.concatenate(
-        [faiss.rev_swig_ptr(lists.get_ids(number), size).astype(np.int64) for number, size in sizes if size]
-    )
-
-
 def search_in_one_thread() -> None:
     """Have faiss search in the calling thread alone: where others work beside it, its own would only be in the way."""
     import_faiss().omp_set_num_threads(1)  # OpenMP keeps the number for each thread that asks
 
 
 def nearest(
-    points_nd: NDArray[np.float32],
+    points_nd: Points,
     queries_m: NDArray[np.int64],
     members_n: NDArray[np.int64] | None,
     search: Search,
@@ -160,12 +200,12 @@ def nearest(
         The points that may be neighbours, which `search` counts from 0; None if they are all.
     """
     queries_md = np.ascontiguousarray(points_nd[queries_m])
-    num_members = len(points_nd) if members_n is None else len(members_n)
+    num_members = points_nd.shape[0] if members_n is None else len(members_n)
     found_mc = search.candidates(queries_md, min(k + 1 + _SPARE, num_members))
     short = (found_mc < 0).sum(axis=1) > found_mc.shape[1] - k - 1
     if short.any():  # lists so small that a query's hold too few points
         inside = points_nd if members_n is None else points_nd[members_n]
-        found_mc[short] = ExactSearch(np.ascontiguousarray(inside)).candidates(queries_md[short], found_mc.shape[1])
+        found_mc[short] = FlatSearch(inside).candidates(queries_md[short], found_mc.shape[1])
     missing_mc = found_mc < 0
     rows_mc = found_mc if members_n is None else members_n[found_mc]
     distances_mc = direct_distances(points_nd, queries_md, np.where(missing_mc, 0, rows_mc))
@@ -175,11 +215,11 @@ def nearest(
 
 
 def direct_distances(
-    points_nd: NDArray[np.float32], queries_md: NDArray[np.float32], rows_mc: NDArray[np.int64]
+    points_nd: Points, queries_md: NDArray[np.float32], rows_mc: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """(m, c) Euclidean distances of each query to its own points."""
     distances_mc = np.empty(rows_mc.shape, np.float32)
-    step = max(_TILE_FLOATS // (rows_mc.shape[1] * points_nd.shape[1]), 1)
+    step = max(_GATHERED_FLOATS // (rows_mc.shape[1] * points_nd.shape[1]), 1)
     for start in range(0, len(rows_mc), step):
         part = slice(start, start + step)
         away_mcd = points_nd[rows_mc[part]]
@@ -194,15 +234,15 @@ def recall(found_mk: NDArray[np.float32], true_mk: NDArray[np.float32]) -> float
 
 
 def true_distances(
-    points_nd: NDArray[np.float32], queries_m: NDArray[np.int64], members_n: NDArray[np.int64] | None, k: int
+    points_nd: Points, queries_m: NDArray[np.int64], members_n: NDArray[np.int64] | None, k: int
 ) -> NDArray[np.float32]:
     """(m, k) distances to the true neighbours, by comparing each query with every point."""
     inside_nd = points_nd if members_n is None else points_nd[members_n]
-    return nearest(points_nd, queries_m, members_n, FlatSearch(np.ascontiguousarray(inside_nd)), k)[1]
+    return nearest(points_nd, queries_m, members_n, FlatSearch(inside_nd), k)[1]
 
 
 def choose_probes(
-    points_nd: NDArray[np.float32],
+    points_nd: Points,
     queries_m: NDArray[np.int64],
     members_n: NDArray[np.int64] | None,
     index: Any,

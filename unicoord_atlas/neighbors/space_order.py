@@ -9,17 +9,21 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .knn import Points
+
 _SAMPLE = 4_096
 """Points of a part that say along which dimension it is widest."""
+_ROWS = 1 << 16
+"""Points that are in memory together, where they lie in a file."""
 
 
-def split_order(points_nd: NDArray[np.float32], leaf: int = 64) -> NDArray[np.int64]:
+def split_order(points_nd: Points, leaf: int = 64) -> NDArray[np.int64]:
     """(n,) rows of the points in their new order.
 
     Each part is halved at the median of the dimension in which it is widest, until `leaf` points are left; a part keeps
     the order that it had.  Depends on the points only.
     """
-    order = np.arange(len(points_nd))
+    order = np.arange(points_nd.shape[0])
     parts = [(0, len(order))]
     while parts:
         start, stop = parts.pop()
@@ -28,7 +32,9 @@ def split_order(points_nd: NDArray[np.float32], leaf: int = 64) -> NDArray[np.in
             continue
         rows = order[start:stop]
         sample_sd = points_nd[np.sort(rows[:: max(1, len(rows) // _SAMPLE)])]
-        values = points_nd[rows, int(np.argmax(np.var(sample_sd, axis=0, dtype=np.float64)))]
+        widest = int(np.argmax(np.var(sample_sd, axis=0, dtype=np.float64)))
+        blocks = range(0, len(rows), _ROWS)
+        values = np.concatenate([points_nd[rows[first : first + _ROWS]][:, widest] for first in blocks])
         middle = len(rows) // 2
         order[start:stop] = rows[np.argpartition(values, middle, kind="introselect")]
         parts += [(start, start + middle), (start + middle, stop)]
