@@ -13,6 +13,7 @@ import zarr
 from rich.console import Console
 from tqdm import tqdm
 
+from unicoord_atlas.allocator import give_back_freed_memory
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.loaders.graph_order import ReorderedTable, mapped_copy, reordered_matrix
 from unicoord_atlas.loaders.graph_store import Neighbors, fingerprint_of, write_matrix, write_table
@@ -64,6 +65,7 @@ def run(options: ReorderOptions, console: Console | None = None) -> dict[str, An
     _require_names_free(store)
     graph = read_manifest(LocalFiles(options.store))["additions"][PART]["config"]
     order = _order(store, graph["use_rep"] or PCA_KEY, options.out)
+    give_back_freed_memory()
     already = not _write_cells(store, order, options)
     finish_amendment(options.out, PART)
     new = ZarrStore(str(options.out))
@@ -91,6 +93,7 @@ def _write_cells(store: ZarrStore, order: NDArray[np.int64], options: ReorderOpt
             threads = options.threads or min(4, len(os.sched_getaffinity(0)))
             with tqdm(total=store.n_obs, desc="reorder", unit=" cells", unit_scale=True, disable=None) as bar:
                 write_reordered(partial, layout, store, order, threads, bar.update)
+            give_back_freed_memory()
             obs = store.obs(arrow_names=True).iloc[order].assign(**{ORIGINAL_ROW: order})
             var = anndata.io.read_elem(zarr.open_group(options.store, mode="r")["var"])
             finish_store(partial, layout, obs, var, store.schema, store.normalization)

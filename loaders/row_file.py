@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 _ROWS = 1 << 16
+_STRETCH_BYTES = 1 << 24
+"""Of a file, so many are in memory at a time where rows are read in any order."""
 
 
 class RowFile:
@@ -79,8 +81,24 @@ class MappedRows:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else None
         self._values = np.frombuffer(self._map or b"", self.dtype).reshape(shape)
 
-    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
+    def __getitem__(self, rows: slice | NDArray[np.integer]) -> NDArray[Any]:
         """A copy of these rows."""
+        if isinstance(rows, slice):
+            return self._taken(rows)
+        flat_n = rows.ravel()
+        taken = np.empty((len(flat_n), *self.shape[1:]), self.dtype)
+        for part in self._by_stretch(flat_n):
+            taken[part] = self._taken(flat_n[part])
+        return taken.reshape(*rows.shape, *self.shape[1:])
+
+    def _by_stretch(self, rows_n: NDArray[np.integer]) -> list[NDArray[np.int64]]:
+        """Which of the rows lie in each stretch of the file: a row alone would bring pages around it into memory."""
+        row_bytes = max(int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize, 1)
+        stretch_n = (rows_n // max(_STRETCH_BYTES // row_bytes, 1)).astype(np.uint16)  # which NumPy sorts by radix
+        order = np.argsort(stretch_n, kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(stretch_n[order])) + 1)
+
+    def _taken(self, rows: slice | NDArray[np.integer]) -> NDArray[Any]:
         taken = np.array(self._values[rows])
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED)  # the system's cache keeps them; they no longer count as ours
