@@ -235,7 +235,7 @@ def _kang(data: Path, condition: str) -> anndata.AnnData:
 
 def _thinned(counts: sp.csr_matrix, keep_g: np.ndarray, draw: np.random.Generator) -> sp.csr_matrix:
     """Counts of which a share is kept, gene by gene."""
-    thinned = sp.csr_matrix(counts)
+    thinned = counts.copy()  # eliminate_zeros would damage the original, whose indices a new matrix shares
     thinned.data = draw.binomial(thinned.data.astype(np.int64), keep_g[thinned.indices]).astype(np.float32)
     thinned.eliminate_zeros()
     return thinned

@@ -4,7 +4,7 @@ Stages from simulate to report run on a small simulated atlas.  Each is disturbe
 moments of the time that it takes undisturbed:
 kill        SIGKILL, --moments times
 term        SIGTERM, a quarter as often; it must end with 143, or be done
-full disk   no file may grow over a size (RLIMIT_FSIZE), a quarter as often; it must not say that it is done
+full disk   no file may grow over a size (RLIMIT_FSIZE), a quarter as often: refused with 65, or done if none had to
 cut off     an input file ends early: refused with 65, names it; then the file is whole again
 flipped     a byte of an input file is another: as above
 Then the same command runs undisturbed, and all that it made is compared with what an undisturbed one made: bytes; of a
@@ -23,6 +23,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from functools import partial
@@ -108,7 +109,7 @@ def disturb(
     largest = max(path.stat().st_size for made in stage.made for path in files_of(whole / made))
     for _ in range(few):
         limit = int(rng.integers(1, largest))
-        plans.append((f"files up to {limit:,} bytes", partial(run, stage=stage, disturbance=limit), (1, 65)))
+        plans.append((f"files up to {limit:,} bytes", partial(run, stage=stage, disturbance=limit), (0, 65)))
     if stage.damaged:
         for damage in (cut_off, flip):
             plans.append((damage.__name__, partial(run_damaged, stage=stage, damage=partial(damage, rng)), (65,)))
@@ -130,25 +131,38 @@ def disturb(
 def run(folder: Path, stage: Stage, disturbance: tuple[signal.Signals, float] | int | None) -> tuple[float, int]:
     """Seconds and exit code, below 0 for a signal, of a stage's command in a child."""
     begun = time.perf_counter()
-    (folder / ".log").touch()  # a child that is killed at once has not said anything
+    reading, writing = os.pipe()  # the limit on files is not to cut short what the child says
     child = os.fork()
     if child == 0:
-        os._exit(in_child(folder, stage.words, disturbance if isinstance(disturbance, int) else None))
+        try:
+            os._exit(in_child(folder, stage.words, writing, disturbance if isinstance(disturbance, int) else None))
+        finally:
+            os._exit(1)  # whatever happens: it must not go on as if it were the parent
+    os.close(writing)
+    listener = threading.Thread(target=keep_what_is_said, args=(reading, folder / ".log"))
+    listener.start()
     if isinstance(disturbance, tuple):
         kind, moment = disturbance
         while time.perf_counter() - begun < moment and not has_ended(child):
             time.sleep(0.002)
         os.kill(child, kind)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    listener.join()
     return time.perf_counter() - begun, code
 
 
-def in_child(folder: Path, words: Sequence[str], largest_file: int | None) -> int:
-    """Run a command in a folder, its output in a file there."""
+def keep_what_is_said(pipe: int, log: Path) -> None:
+    """Write all that comes through a pipe to a file."""
+    with open(pipe, "rb") as said_by_child, log.open("wb") as file:
+        shutil.copyfileobj(said_by_child, file)
+
+
+def in_child(folder: Path, words: Sequence[str], writing: int, largest_file: int | None) -> int:
+    """Run a command in a folder, its output into a pipe."""
     os.chdir(folder)
-    log = os.open(".log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    os.dup2(writing, 1)
+    os.dup2(writing, 2)
+    os.close(writing)
     if largest_file is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (max(largest_file, 1), resource.RLIM_INFINITY))

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from unicoord_atlas.loaders.store import CellStore
 
 RUN_FACTS = "run.json"
+_SETTINGS = "run.toml"
+_BEGUN = {_SETTINGS, f".{RUN_FACTS}.partial"}
+"""All that a run has whose first moment a kill, or a full disk, cut short."""
 
 
 def refuse_other(out: Path, store: CellStore, config: RunConfig) -> None:
@@ -24,7 +27,7 @@ def refuse_other(out: Path, store: CellStore, config: RunConfig) -> None:
     if known.exists():
         refuse_differing(str(out), read_json(known), store, config)
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - _BEGUN):
         raise DataError(f"{out} exists and is no run of unicoord-atlas; choose another --out")
 
 
@@ -43,7 +46,7 @@ def claim(out: Path, store: CellStore, config: RunConfig) -> None:
     """Make the run directory, once all that was asked for has been found sound."""
     if not (out / RUN_FACTS).exists():
         out.mkdir(parents=True, exist_ok=True)
-        (out / "run.toml").write_text(config.to_toml(), encoding="utf-8")
+        (out / _SETTINGS).write_text(config.to_toml(), encoding="utf-8")
         write_json(out / RUN_FACTS, _facts(store, config))
 
 

@@ -53,7 +53,7 @@ from .mirrored_run import mirrored, send_finished
 from .run_identity import by_dotted_name, claim, refuse_other
 from .train_report import REPORT, write_report
 from .train_summary import preparation_text, summary_table
-from .workdir import finished_directory
+from .workdir import finished_directory, full_disk_named
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +96,8 @@ def run(options: TrainOptions) -> dict[str, Any]:
         send_finished(mirror, options.out)
         _say(f"{options.out} is finished already, from the same atlas and settings")
         return _summary(options, finished, dict(ReferenceModel.load(options.out / "model").config.metrics))
-    result = _train(options, store, mirror)
+    with full_disk_named(options.out):  # also of what others write: TensorBoard's events
+        result = _train(options, store, mirror)
     if result is None:
         return {}
     gc.collect()

@@ -1,6 +1,7 @@
 """The page that `train` ends with: written by itself, and never at the cost of the training."""
 
 import json
+import resource
 from pathlib import Path
 
 import anndata
@@ -11,6 +12,7 @@ from cells import counts_of_types
 from typer.testing import CliRunner
 
 from unicoord_atlas.config import RunConfig
+from unicoord_atlas.errors import DataError
 from unicoord_atlas.jobs import cli, ingest, train, train_report
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
 from unicoord_atlas.training.metrics import read_metrics
@@ -51,6 +53,21 @@ def test_training_ends_with_a_page_about_itself(atlas, tmp_path, capsys):
     data = page.read_text().split('id="report-data">')[1].split("</script>")[0]
     assert json.loads(data)["losses"]["epochs"] == read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert complaints(capsys.readouterr().err) == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's writer
+@pytest.mark.parametrize("room", [10, 2_500])
+def test_a_disk_that_is_full_at_once_is_told_and_the_run_goes_on_later(atlas, tmp_path, room):
+    """Files may have `room` bytes: too few for the settings, or for what TensorBoard writes."""
+    options = train.TrainOptions(atlas, tmp_path / "run", RunConfig.load(None, SETTINGS))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"run.*(may not be so large here|cannot be saved)"):
+            train.run(options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert train.run(options)["epochs"] == 1
 
 
 def test_a_report_that_a_kill_prevented_is_made_by_the_same_command(atlas, tmp_path, monkeypatch):
