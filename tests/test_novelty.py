@@ -12,7 +12,20 @@ from unicoord_atlas.errors import DataError
 from unicoord_atlas.generate import mode_latents
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
-from unicoord_atlas.novelty import Novelty, cell_errors, fit_novelty, nearest_distances
+from unicoord_atlas.narrower import ShallowerBatches
+from unicoord_atlas.normalization import Normalization
+from unicoord_atlas.novelty import (
+    Novelty,
+    Strangeness,
+    cell_errors,
+    fit_novelty,
+    nearest_distances,
+    own_distances,
+    strangeness,
+)
+
+DEEP = np.full(3, 8, np.float32)
+"""Log depths."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +34,17 @@ class Genes:
     variance_f: np.ndarray
 
 
+def cells(rng: np.random.Generator, n: int, depth: float = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coordinates that are normal, errors that grow with depth, and depths."""
+    depth_n = rng.normal(depth, 0.5, n)
+    errors = np.exp(3 - 0.5 * depth_n + 0.1 * rng.normal(size=n))
+    return rng.normal(size=(n, 4)).astype(np.float32), errors, np.stack([np.ones(n), depth_n], axis=1)
+
+
 def fitted(rng: np.random.Generator, validation: int = 199) -> Novelty:
-    """Novelty of cells whose coordinates are normal and whose errors grow with depth."""
-
-    def cells(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        depth = rng.normal(8, 0.5, n)
-        errors = np.exp(3 - 0.5 * depth + 0.1 * rng.normal(size=n))
-        return rng.normal(size=(n, 4)).astype(np.float32), errors, np.stack([np.ones(n), depth], axis=1)
-
-    genes = Genes(np.arange(3), np.ones(3))
-    return fit_novelty(genes, cells(1000), {1.0: cells(validation), 0.5: cells(validation)})
+    at = {1.0: cells(rng, validation), 0.5: cells(rng, validation)}
+    shallow = cells(rng, validation, 4)
+    return fit_novelty(Genes(np.arange(3), np.ones(3)), cells(rng, 1000), at, [(2 * shallow[0], *shallow[1:])])
 
 
 def test_distances_are_those_of_scikit_learn():
@@ -38,31 +52,74 @@ def test_distances_are_those_of_scikit_learn():
     points, queries = rng.normal(size=(300, 5)).astype(np.float32), rng.normal(size=(40, 5)).astype(np.float32)
     expected = NearestNeighbors(n_neighbors=15).fit(points).kneighbors(queries)[0].mean(axis=1)
     np.testing.assert_allclose(nearest_distances(points, queries), expected, rtol=1e-4)
+    others = NearestNeighbors(n_neighbors=15).fit(points).kneighbors()[0].mean(axis=1)
+    np.testing.assert_allclose(own_distances(points), others, rtol=1e-3)
+    assert own_distances(points[:1]).tolist() == nearest_distances(points[:1], points[:1]).tolist() == [0]
 
 
 def test_p_values_count_the_validation_cells_that_are_as_strange():
     novelty = fitted(np.random.default_rng(1))
     scores = np.array([-100, novelty.scores_cv[1][99], 100], np.float32)
-    np.testing.assert_allclose(novelty.p_values(scores), [1, 101 / 200, 1 / 200])
+    np.testing.assert_allclose(novelty.p_values(scores, DEEP), [1, 101 / 200, 1 / 200])
 
 
 def test_p_values_of_cells_like_the_validation_cells_are_uniform():
     rng = np.random.default_rng(2)
     novelty, others = fitted(rng, 1999), fitted(rng, 1999)
-    p_values = novelty.p_values(others.scores_cv[1])
+    p_values = novelty.p_values(others.scores_cv[1], np.full(1999, 8, np.float32))
     assert abs((p_values < 0.05).mean() - 0.05) < 0.03
 
 
-def test_depth_is_taken_off_the_error():
-    novelty = fitted(np.random.default_rng(3))
-    np.testing.assert_allclose(novelty.depth_2, [3, -0.5], atol=0.1)
+def test_depth_is_taken_off_both_parts():
+    rng = np.random.default_rng(3)
+    novelty = fitted(rng)
+    np.testing.assert_allclose(novelty.depth_22[1], [3, -0.5], atol=0.1)
+    points, errors, terms = cells(rng, 1000)
+    spread = np.exp(0.4 * (terms[:, 1] - 8))[:, None].astype(np.float32)  # deep cells lie farther apart
+    same = fit_novelty(Genes(np.arange(3), np.ones(3)), (points * spread, errors, terms), {1.0: cells(rng, 99)}, [])
+    assert 0.2 < same.depth_22[0, 1] < 0.5
+
+
+def test_the_stranger_part_decides():
+    novelty = fitted(np.random.default_rng(6))
+    (distance, spread), (error, error_spread) = novelty.scale_22
+    parts = Strangeness(
+        np.float32([distance + 3 * spread, distance]), np.float32([error, error + 2 * error_spread]), DEEP[:2]
+    )
+    np.testing.assert_allclose(novelty.scores(parts), [3, 2], rtol=1e-3)
 
 
 def test_a_low_coverage_is_compared_with_its_like():
     novelty = fitted(np.random.default_rng(4))
     score = np.array([0.0], np.float32)
     assert novelty.coverages.tolist() == [0.5, 1.0]
-    assert novelty.p_values(score, 0.4)[0] == pytest.approx((1 + (novelty.scores_cv[0] >= 0).sum()) / 200)
+    expected = (1 + max((scores >= 0).sum() for scores in (novelty.scores_cv[0], novelty.scores_tv[1]))) / 200
+    assert novelty.p_values(score, DEEP[:1], 0.4)[0] == pytest.approx(expected)
+
+
+def test_a_shallow_cell_is_compared_with_its_like():
+    """Those that lie twice as far apart for having few molecules are not strange for that."""
+    rng = np.random.default_rng(7)
+    novelty = fitted(rng, 999)
+    np.testing.assert_allclose(novelty.log_depths, [4, 8], atol=0.1)
+    points, errors, terms = cells(rng, 999, 4)
+    parts = strangeness(novelty, 2 * points, errors, terms)
+    assert (novelty.p_values(novelty.scores(parts), parts.log_depth) < 0.05).mean() < 0.08
+    assert (novelty.p_values(novelty.scores(parts), np.full(999, 8, np.float32)) < 0.05).mean() > 0.2
+
+
+def test_shallower_batches_keep_a_share_of_the_molecules_the_same_ones_each_time():
+    counts, _ = counts_of_types(200, 40)
+    highly = np.zeros(40, np.bool_)
+    highly[0] = True
+    normalization = Normalization(highly, np.full(40, 1 / 39), np.zeros(40), np.ones(40))
+    batch = minibatch(counts)
+    (thin,), (again,) = (list(ShallowerBatches([batch], 0.25, normalization, 3)) for _ in range(2))
+    found = thin.counts.to_scipy().toarray()
+    assert (found <= counts).all() and found.sum() / counts.sum() == pytest.approx(0.25, abs=0.01)
+    assert (thin.counts.data > 0).all()
+    np.testing.assert_array_equal(found, again.counts.to_scipy().toarray())
+    np.testing.assert_allclose(thin.size_factors_n, found[:, 1:].sum(axis=1))
 
 
 def test_novelty_survives_its_file_and_a_damaged_one_is_refused(tmp_path):
@@ -99,8 +156,9 @@ def test_errors_are_those_of_the_decoder_over_the_genes_that_were_measured():
     size_factors = batch.size_factors_n
     whole, terms = cell_errors(model, genes, rows, encoded, size_factors, None)
     partly, _ = cell_errors(model, genes, rows, encoded, size_factors, measured)
-    np.testing.assert_allclose(whole, squares[:, [1, 5, 30]].sum(axis=1), rtol=1e-4)
-    np.testing.assert_allclose(partly, squares[:, [1, 30]].sum(axis=1) / 0.5, rtol=1e-4)
+    weighed = squares[:, genes.genes_f] / (genes.variance_f + 0.01)
+    np.testing.assert_allclose(whole, weighed.mean(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(partly, weighed[:, [0, 2]].sum(axis=1) / 3, rtol=1e-4)
     np.testing.assert_allclose(terms[:, 1], np.log(counts.sum(axis=1)), rtol=1e-6)
 
 

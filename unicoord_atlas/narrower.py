@@ -1,4 +1,4 @@
-"""Minibatches as they would be had their source measured fewer genes: what calibration at low coverage is fitted on.
+"""Minibatches as they would be had their source measured fewer genes, or fewer molecules: for calibration on such.
 
 Shapes: n cells, g genes, z non-zeros.
 """
@@ -34,6 +34,25 @@ class NarrowerBatches:
             counts = batch.counts.take(kept_g[batch.counts.indices.to(torch.int64)].nonzero().squeeze(1))
             sums = self.normalization.kept_sums(counts.indptr.numpy(), counts.indices.numpy(), counts.data.numpy())
             sizes = self.normalization.query_size_factors(sums, self.measured_g)
+            yield replace(batch, counts=counts, size_factors_n=torch.from_numpy(sizes.astype(np.float32)))
+
+
+@dataclass(frozen=True)
+class ShallowerBatches:
+    """The same cells with a share of their molecules, drawn at random, the same ones each time."""
+
+    batches: Iterable[MiniBatch]
+    share: float
+    normalization: Normalization
+    seed: int
+
+    def __iter__(self) -> Iterator[MiniBatch]:
+        rng = np.random.default_rng(self.seed)
+        for batch in self.batches:
+            drawn = rng.binomial(np.rint(batch.counts.data.numpy()).astype(np.int64), self.share)
+            counts = replace(batch.counts, data=torch.from_numpy(drawn.astype(np.float32)))
+            counts = counts.take(counts.data.nonzero().squeeze(1))
+            sizes = self.normalization.kept_sums(counts.indptr.numpy(), counts.indices.numpy(), counts.data.numpy())
             yield replace(batch, counts=counts, size_factors_n=torch.from_numpy(sizes.astype(np.float32)))
 
 

@@ -1,11 +1,13 @@
 """How strange a cell is to a reference: its distance from the reference's cells, and how badly it is decoded.
 
-    novelty = (log distance - its centre) / its spread + (log error, depth taken off, - its centre) / its spread
+    novelty = max over both parts of (log part - what depth explains - its centre) / its spread
 
 Distances are Euclidean in the biological coordinates, the mean over the nearest labelled reference cells.  Errors are
-sums of squares over the genes that vary most; what depth alone does to them is a regression on the reference's cells.
-Centres and spreads are the median and the scaled median deviation of validation cells.  Chosen by leaving types out of
-pbmc8k and looking for them in pbmc4k: either part alone misses one type or another (benchmarks/bench_novelty.py).
+means over the genes that vary most of squared error / variance; a gene that was not measured has none.  What depth
+alone does to either is a regression on the reference's cells.  Centres and spreads are the median and the scaled median
+deviation of validation cells.  A p-value is the larger of two: among validation cells of which as few genes are known,
+and among those with as few molecules.  Chosen by leaving types out of pbmc8k and looking for them in pbmc4k, as it is
+and as another chemistry might see it, and in kang_muscat_subset (docs/differences.md).
 Shapes: n cells, m reference cells, v validation cells, b biological coordinates, f genes that the error is taken over.
 """
 
@@ -24,7 +26,7 @@ from .errors import DataError
 from .generate import mode_latents
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -39,6 +41,8 @@ _NEAREST = 15
 _MAD_TO_SD = 1.4826
 _TILE = 1 << 24
 _SMALLEST = 1e-6
+_LEAST_VARIANCE = 0.01
+"""Added to the variance of a gene, so that one that hardly varies does not decide alone."""
 
 
 class ErrorGenes(Protocol):
@@ -60,9 +64,11 @@ class Strangeness:
     """The two parts of novelty, before they are put on one scale."""
 
     log_distance: NDArray[np.float32]
-    """(n,)"""
-    log_error: NDArray[np.float32]
     """(n,) with what depth explains taken off."""
+    log_error: NDArray[np.float32]
+    """(n,) likewise."""
+    log_depth: NDArray[np.float32]
+    """(n,) of the size factor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,32 +81,40 @@ class Novelty:
     """Of their log-normalized values in the atlas."""
     points_mb: NDArray[np.float32]
     """Biological coordinates of reference cells."""
-    depth_2: NDArray[np.float64]
-    """Regression of the log error on 1 and the log of the size factor."""
+    depth_22: NDArray[np.float64]
+    """Regression of log distance, and of log error, on 1 and the log of the size factor."""
     scale_22: NDArray[np.float64]
     """Centre and spread of log distance, and of log error."""
     coverages: NDArray[np.float64]
     """(c,) ascending shares of the mean profile at which validation cells were scored; the last is 1."""
     scores_cv: NDArray[np.float32]
     """Novelty of the validation cells at each coverage, ascending."""
+    log_depths: NDArray[np.float64]
+    """(t,) ascending medians of the log size factor of validation cells that kept a share of their molecules."""
+    scores_tv: NDArray[np.float32]
+    """Novelty of the validation cells at each depth, ascending."""
 
     def scores(self, parts: Strangeness) -> NDArray[np.float32]:
         """(n,) novelty, higher = stranger."""
         (distance_centre, distance_spread), (error_centre, error_spread) = self.scale_22
-        scores: NDArray[np.float32] = (
-            (parts.log_distance - distance_centre) / distance_spread + (parts.log_error - error_centre) / error_spread
+        scores: NDArray[np.float32] = np.maximum(
+            (parts.log_distance - distance_centre) / distance_spread, (parts.log_error - error_centre) / error_spread
         ).astype(np.float32)
         return scores
 
-    def p_values(self, scores_n: NDArray[np.float32], coverage: float = 1.0) -> NDArray[np.float32]:
+    def p_values(
+        self, scores_n: NDArray[np.float32], log_depth_n: NDArray[np.float32], coverage: float = 1.0
+    ) -> NDArray[np.float32]:
         """(n,) conformal: (1 + validation cells that score as high) / (validation cells + 1).
 
-        Validation cells as they score at the nearest coverage.  Source: Vovk et al. 2005, "Algorithmic Learning in a
-        Random World", section 2.2.
+        Validation cells as they score at the nearest coverage, or at the nearest depth if more of them score as high
+        there.  Source: Vovk et al. 2005, "Algorithmic Learning in a Random World", section 2.2.
         """
-        known_v = self.scores_cv[int(np.abs(self.coverages - coverage).argmin())]
-        as_strange_n = len(known_v) - np.searchsorted(known_v, scores_n, side="left")
-        p_n: NDArray[np.float32] = ((1 + as_strange_n) / (len(known_v) + 1)).astype(np.float32)
+        p_n = _share_as_high(self.scores_cv[int(np.abs(self.coverages - coverage).argmin())], scores_n)
+        nearest_n = np.abs(log_depth_n[:, None] - self.log_depths).argmin(axis=1)
+        for level in np.unique(nearest_n):
+            cells = nearest_n == level
+            p_n[cells] = np.maximum(p_n[cells], _share_as_high(self.scores_tv[level], scores_n[cells]))
         return p_n
 
     def save(self, path: Path) -> None:
@@ -121,23 +135,37 @@ Gathered = tuple["NDArray[np.float32]", "NDArray[np.float64]", "NDArray[np.float
 """(n, b) biological coordinates, (n,) errors and (n, 2) depth terms of cells."""
 
 
-def fit_novelty(genes: ErrorGenes, reference_cells: Gathered, validation: Mapping[float, Gathered]) -> Novelty:
+def fit_novelty(
+    genes: ErrorGenes, reference_cells: Gathered, validation: Mapping[float, Gathered], shallower: Iterable[Gathered]
+) -> Novelty:
     """Regress, scale and score.
 
     Parameters
     ----------
     validation
         Validation cells as they are at each coverage; 1.0 among them.
+    shallower
+        The same with fewer and fewer molecules.
     """
     points_mb, errors_m, terms_m2 = reference_cells
-    depth_2 = np.asarray(np.linalg.lstsq(terms_m2, np.log(errors_m), rcond=None)[0], np.float64)
+    logs_m2 = np.log(np.stack([np.maximum(own_distances(points_mb), _SMALLEST), errors_m], axis=1))
+    depth_22 = np.asarray(np.linalg.lstsq(terms_m2, logs_m2, rcond=None)[0].T, np.float64)
     coverages = np.array(sorted(validation))
     none_22, no_scores = np.ones((2, 2)), np.zeros((len(coverages), 0), np.float32)
-    novelty = Novelty(genes.genes_f, genes.variance_f, points_mb, depth_2, none_22, coverages, no_scores)
+    novelty = Novelty(
+        genes.genes_f, genes.variance_f, points_mb, depth_22, none_22, coverages, no_scores, np.zeros(0), no_scores
+    )
     parts = [strangeness(novelty, *validation[share]) for share in coverages.tolist()]
     scale_22 = np.array([_centre_and_spread(parts[-1].log_distance), _centre_and_spread(parts[-1].log_error)])
-    scaled = replace(novelty, scale_22=scale_22)
-    return replace(scaled, scores_cv=np.stack([np.sort(scaled.scores(part)) for part in parts]))
+    novelty = replace(novelty, scale_22=scale_22)
+    levels = [parts[-1], *(strangeness(novelty, *cells) for cells in shallower)]
+    levels.sort(key=lambda level: float(np.median(level.log_depth)))
+    return replace(
+        novelty,
+        scores_cv=np.stack([np.sort(novelty.scores(part)) for part in parts]),
+        log_depths=np.array([np.median(level.log_depth) for level in levels], np.float64),
+        scores_tv=np.stack([np.sort(novelty.scores(level)) for level in levels]),
+    )
 
 
 def strangeness(
@@ -145,8 +173,12 @@ def strangeness(
 ) -> Strangeness:
     """Both parts of the novelty of cells."""
     distances = np.maximum(nearest_distances(novelty.points_mb, bio_nb), _SMALLEST)
-    errors = np.log(errors_n) - terms_n2 @ novelty.depth_2
-    return Strangeness(np.log(distances), errors.astype(np.float32))
+    explained_2n = novelty.depth_22 @ terms_n2.T
+    log_distance, log_error = (
+        (np.log(part) - explained).astype(np.float32)
+        for part, explained in zip((distances, errors_n), explained_2n, strict=True)
+    )
+    return Strangeness(log_distance, log_error, terms_n2[:, 1].astype(np.float32))
 
 
 @torch.no_grad()
@@ -158,7 +190,7 @@ def cell_errors(
     size_factors_n: Tensor,
     measured_g: NDArray[np.bool_] | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(n,) sums of squared errors and (n, 2) depth terms, as if all genes were measured.
+    """(n,) means of squared error / variance over the genes and (n, 2) depth terms.
 
     Parameters
     ----------
@@ -178,8 +210,8 @@ def cell_errors(
     measured_f = _measured(model, genes, measured_g)
     seen_f = torch.from_numpy(measured_f).to(device)
     squares_nf = torch.where(seen_f, (decoded_nf - x_nf).square(), 0.0)
-    share_error = max(float(genes.variance_f[measured_f].sum() / genes.variance_f.sum()), _SMALLEST)
-    errors = squares_nf.sum(dim=1).double().cpu().numpy() / share_error
+    weight_f = torch.from_numpy(1 / (genes.variance_f + _LEAST_VARIANCE)).to(device, torch.float32)
+    errors = (squares_nf @ weight_f).double().cpu().numpy() / len(weight_f)
     depth = np.log(np.maximum(size_factors_n.double().cpu().numpy(), 1.0))
     terms = np.stack([np.ones_like(depth), depth], axis=1)
     return np.maximum(errors, _SMALLEST), terms
@@ -196,16 +228,35 @@ def _measured(model: JointVAE, genes: ErrorGenes, measured_g: NDArray[np.bool_] 
 
 def nearest_distances(points_mb: NDArray[np.float32], queries_nb: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n,) mean Euclidean distance to the 15 nearest points."""
+    count = min(_NEAREST, len(points_mb))
+    return _summed_distances(points_mb, queries_nb, count) / np.float32(count)
+
+
+def own_distances(points_mb: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(m,) the same of the points themselves, each without itself."""
+    count = min(_NEAREST + 1, len(points_mb))
+    return _summed_distances(points_mb, points_mb, count) / np.float32(max(count - 1, 1))
+
+
+def _summed_distances(
+    points_mb: NDArray[np.float32], queries_nb: NDArray[np.float32], count: int
+) -> NDArray[np.float32]:
     points, queries = torch.from_numpy(points_mb), torch.from_numpy(queries_nb)
-    count = min(_NEAREST, len(points))
     half_norms_m = 0.5 * points.square().sum(dim=1)
     found = []
     for part_nb in queries.split(max(_TILE // max(len(points), 1), 1)):
         nearest = torch.topk(part_nb @ points.T - half_norms_m, count, dim=1).values
         squares = part_nb.square().sum(dim=1, keepdim=True) - 2 * nearest
-        found.append(squares.clamp(min=0).sqrt().mean(dim=1))
+        found.append(squares.clamp(min=0).sqrt().sum(dim=1))
     result: NDArray[np.float32] = torch.cat(found).numpy()
     return result
+
+
+def _share_as_high(known_v: NDArray[np.float32], scores_n: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n,) share of the known scores, ascending, and the score itself that are at least as high."""
+    as_high_n = len(known_v) - np.searchsorted(known_v, scores_n, side="left")
+    share_n: NDArray[np.float32] = ((1 + as_high_n) / (len(known_v) + 1)).astype(np.float32)
+    return share_n
 
 
 def _centre_and_spread(values: NDArray[np.float32]) -> tuple[float, float]:

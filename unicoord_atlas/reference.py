@@ -50,8 +50,9 @@ if TYPE_CHECKING:
     from .normalization import Normalization
 
 NOVELTY = "novelty.safetensors"
-FORMAT_VERSION = 2
-"""1 knew no novelty, no parents of labels and no calibration at low coverage; it is read all the same."""
+FORMAT_VERSION = 3
+"""1 knew no parents of labels and no calibration at low coverage, 2 measured novelty otherwise: both are read all the
+same, without novelty."""
 
 
 class ReferenceConfig(BaseModel):
@@ -122,7 +123,8 @@ class ReferenceModel:
         require_sound(folder, config.network)
         model = JointVAE(config.network)
         load_weights(folder / "model.safetensors", model, torch.device("cpu"))
-        novelty = Novelty.load(folder / NOVELTY) if (folder / NOVELTY).exists() else None
+        has_novelty = config.format_version >= FORMAT_VERSION and (folder / NOVELTY).exists()
+        novelty = Novelty.load(folder / NOVELTY) if has_novelty else None
         normalization = load_normalization(folder / "normalization.safetensors")
         seeds = Seeds.load(folder / SEEDS) if (folder / SEEDS).exists() else None
         _require_fit(folder, config, schema, normalization)
@@ -194,8 +196,9 @@ class ReferenceModel:
             annotation, rows, size_factors_n = self.annotate_batch(batch, coverage)
             if novelty and self.novelty is not None:
                 errors = cell_errors(self.model, self.novelty, rows, annotation.encoded, size_factors_n, measured_g)
-                scores = self.novelty.scores(strangeness(self.novelty, annotation.bio, *errors))
-                p_values = self.novelty.p_values(scores, coverage)
+                parts = strangeness(self.novelty, annotation.bio, *errors)
+                scores = self.novelty.scores(parts)
+                p_values = self.novelty.p_values(scores, parts.log_depth, coverage)
                 annotation = replace(annotation, novelty=scores, novelty_p=p_values)
             yield annotation
 

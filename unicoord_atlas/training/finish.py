@@ -11,7 +11,7 @@ from unicoord_atlas.calls import ParentShares
 from unicoord_atlas.encode import Encoded, encode_batches, softmax
 from unicoord_atlas.evaluation import calibration_bins, calibration_error, negative_log_likelihood
 from unicoord_atlas.lineage import Tie, agreement, chain_above, hierarchical_f1
-from unicoord_atlas.narrower import NarrowerBatches, genes_that_carry
+from unicoord_atlas.narrower import NarrowerBatches, ShallowerBatches, genes_that_carry
 from unicoord_atlas.reference import ReferenceConfig, ReferenceModel
 
 from .calibration import calibrate
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 DECODED_CELLS = 2_000
 COVERAGES = (0.1, 0.25, 0.5, 0.75)
 """Shares of the mean profile at which certainty and novelty are calibrated, beside the whole."""
+DEPTHS = (0.5, 0.25, 0.125, 0.0625, 0.03125)
+"""Shares of a cell's molecules at which novelty is calibrated, beside the whole."""
 
 
 def finished_model(
@@ -76,7 +78,8 @@ def finished_model(
     facts = reference_config(model, config, prepared, schema, calibration, metrics)
     reference = ReferenceModel(model.eval(), facts, schema, normalization)
     if checked:
-        reference.novelty = novelty_of(reference, reference_cells, sampled, narrower)
+        shallower = shallower_batches(sampled, normalization, config.train.seed)
+        reference.novelty = novelty_of(reference, reference_cells, sampled, narrower, shallower)
     return reference
 
 
@@ -89,6 +92,14 @@ def narrower_batches(
         share: NarrowerBatches(batches, genes_that_carry(share, normalization, rng), normalization)
         for share in COVERAGES
     }
+
+
+def shallower_batches(
+    batches: Iterable[MiniBatch], normalization: Normalization, seed: int
+) -> tuple[ShallowerBatches, ...]:
+    """The same cells with fewer and fewer molecules; none of log-normalized input, of which they are not known."""
+    shares = () if normalization.log_input else DEPTHS
+    return tuple(ShallowerBatches(batches, share, normalization, seed) for share in shares)
 
 
 def reference_config(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from unicoord_atlas.batch import MiniBatch
-    from unicoord_atlas.narrower import NarrowerBatches
+    from unicoord_atlas.narrower import NarrowerBatches, ShallowerBatches
     from unicoord_atlas.reference import ReferenceModel
 
     from .preparation import Preparation
@@ -41,8 +41,9 @@ def novelty_of(
     reference_cells: Iterable[MiniBatch],
     validation: Iterable[MiniBatch],
     narrower: Mapping[float, NarrowerBatches],
+    shallower: Iterable[ShallowerBatches],
 ) -> Novelty | None:
-    """Fit on training cells, see `reference_rows`; score validation cells as they are and with fewer genes.
+    """Fit on training cells, see `reference_rows`; score validation cells as they are, with fewer genes or molecules.
 
     None if all coordinates are technical: nothing is left to be near in.
     """
@@ -53,7 +54,7 @@ def novelty_of(
     scored = {1.0: _gathered(reference, genes, validation)}
     for share, batches in narrower.items():
         scored[share] = _gathered(reference, genes, batches, batches.measured_g)
-    return fit_novelty(genes, points, scored)
+    return fit_novelty(genes, points, scored, [_gathered(reference, genes, batches) for batches in shallower])
 
 
 def reference_rows(prepared: Preparation, technical: Collection[str]) -> NDArray[np.int64]:
