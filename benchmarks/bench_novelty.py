@@ -7,7 +7,8 @@ with novelty_p < 0.05, with nothing left out.
 
     python benchmarks/bench_novelty.py --data ../shared/data --seeds 3 --json benchmarks/results/novelty.json
 
-The combination of distance and error was chosen with `--reference pbmc8k_raw_labelled --query pbmc4k_soupx`.
+What novelty is was chosen with `--reference pbmc8k_raw_labelled --query pbmc4k_soupx`, as it is and with
+`--another-chemistry`, which shows the query's cells as another chemistry might see them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from bench_ablation import as_another_chemistry
 from sklearn.decomposition import TruncatedSVD
 
 from unicoord_atlas.config import RunConfig
@@ -52,6 +54,10 @@ def main() -> int:
         folder = Path(name)
         query = args.data / args.query / f"{args.query}.h5ad"
         truth = _truth(table, args.query, query)
+        if args.another_chemistry:
+            shifted = as_another_chemistry(anndata.read_h5ad(query), np.random.default_rng(100))
+            query = folder / "query.h5ad"
+            shifted.write_h5ad(query)
         for title, types in LEFT_OUT.items():
             atlas = _atlas(args, folder, table, title, types)
             for seed in range(args.seeds):
@@ -69,6 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the data sets")
     parser.add_argument("--reference", nargs="+", default=["pbmc8k_raw_labelled", "pbmc4k_soupx"])
     parser.add_argument("--query", default="pbmc3k_raw_labelled")
+    parser.add_argument("--another-chemistry", action="store_true", help="genes of the query seen with efficiencies")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], help="any setting of train: section.key=value")
     parser.add_argument("--quick", action="store_true", help="2,000 highly variable genes and 6 epochs")

@@ -102,7 +102,9 @@ class ZarrStore:
         group = self.group["obsm"]
         if key not in group:
             raise UsageError(f"{self.uri}: obsm has no {key!r}; it has: {', '.join(sorted(group)) or 'nothing'}")
-        table: NDArray[np.generic] | pd.DataFrame = anndata.io.read_elem(group[key])
+        if "column-order" in group[key].attrs:
+            return read_frame(group[key])
+        table: NDArray[np.generic] = anndata.io.read_elem(group[key])
         return table
 
     def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrBlock:

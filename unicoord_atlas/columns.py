@@ -47,18 +47,17 @@ def continuous_values(
 
     Missing values are NaN.  DataError names a column that is not numeric, UsageError one that is not there.
     """
-    titles: list[str] = []
-    columns: list[NDArray[np.float32]] = []
+    columns: list[tuple[str, pd.Series]] = []
     for name in names:
         if name.startswith("obsm:"):
             table = obsm[name.removeprefix("obsm:")]
-            titles += [str(title) for title in table.columns]
-            columns += [table[title].to_numpy(np.float32) for title in table.columns]
+            columns += [(str(title), table[title]) for title in table.columns]
         else:
-            titles.append(name)
-            columns.append(_numbers(require_column(obs, name)))
-    stacked = np.stack(columns, axis=1) if columns else np.zeros((len(obs), 0), np.float32)
-    return tuple(titles), np.ascontiguousarray(stacked, np.float32)
+            columns.append((name, _numbers(require_column(obs, name))))
+    values_nc = np.empty((len(obs), len(columns)), np.float32)
+    for number, (_, column) in enumerate(columns):  # one at a time: together they would be there twice
+        values_nc[:, number] = column
+    return tuple(title for title, _ in columns), values_nc
 
 
 def require_column(obs: pd.DataFrame, name: str) -> pd.Series:
@@ -68,7 +67,7 @@ def require_column(obs: pd.DataFrame, name: str) -> pd.Series:
     return obs[name]
 
 
-def _numbers(values: pd.Series) -> NDArray[np.float32]:
+def _numbers(values: pd.Series) -> pd.Series:
     plain = values.astype(object) if isinstance(values.dtype, pd.CategoricalDtype) else values
     numbers = pd.to_numeric(plain, errors="coerce")
     strange = plain[numbers.isna() & plain.notna()]
@@ -77,9 +76,9 @@ def _numbers(values: pd.Series) -> NDArray[np.float32]:
             f"continuous column {values.name!r}: {strange.iloc[0]!r} (cell {strange.index[0]}) is no number; "
             "use it as a label with --discrete, or ingest it as numbers"
         )
-    result: NDArray[np.float32] = numbers.to_numpy(np.float32, na_value=np.nan)
+    result = numbers.to_numpy(np.float32, na_value=np.nan)
     if np.isinf(result).any():
         raise DataError(
             f"continuous column {values.name!r}: infinite (cell {values.index[int(np.isinf(result).argmax())]})"
         )
-    return result
+    return pd.Series(result)

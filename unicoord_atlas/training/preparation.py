@@ -85,11 +85,12 @@ def prepare(
         folded, codes[:, number] = _fold(column, raw, training, config.data.min_cells)
         labels.append(folded)
     titles, values = continuous_values(obs, obsm or {}, config.latent.continuous)
-    latent = _latent_spec(config, labels, titles, values[training])
+    scales = [_known(title, column[training]) for title, column in zip(titles, values.T, strict=True)]
+    latent = _latent_spec(config, labels, titles, scales)
     facts = LabelFacts(
         tuple(torch.tensor(label.counts, dtype=torch.float32) for label in labels),
         tuple(float((codes[training, number] >= 0).mean()) for number in range(len(labels))),
-        torch.from_numpy((~np.isnan(values[training])).mean(axis=0).astype(np.float32)),
+        torch.tensor([known.share for known in scales], dtype=torch.float32),
     )
     at = {name: number for number, name in enumerate(names)}
     hierarchies = tuple(
@@ -170,8 +171,24 @@ def _fold(
     return folded, np.append(new_code, np.int32(-1))[codes]
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What training cells have in a continuous column."""
+
+    share: float
+    mean: float
+    std: float
+
+
+def _known(title: str, values_n: NDArray[np.float32]) -> _Known:
+    known = values_n[~np.isnan(values_n)]
+    if not len(known) or known.min() == known.max():
+        raise DataError(f"continuous column {title!r}: has no two different values among the training cells")
+    return _Known(len(known) / len(values_n), float(known.mean()), float(known.std()))
+
+
 def _latent_spec(
-    config: RunConfig, labels: list[LabelColumn], titles: tuple[str, ...], values: NDArray[np.float32]
+    config: RunConfig, labels: list[LabelColumn], titles: tuple[str, ...], scales: list[_Known]
 ) -> LatentSpec:
     discrete = [DiscreteLatent(name=label.name, num_categories=len(label.categories)) for label in labels]
     discrete += [
@@ -179,11 +196,8 @@ def _latent_spec(
         for number, size in enumerate(config.latent.unsupervised_discrete)
     ]
     continuous = []
-    for title, column in zip(titles, values.T, strict=True):
-        known = column[~np.isnan(column)]
-        if not len(known) or known.min() == known.max():
-            raise DataError(f"continuous column {title!r}: has no two different values among the training cells")
-        offset, scale = (float(known.mean()), float(known.std())) if config.latent.standardize else (0.0, 1.0)
+    for title, known in zip(titles, scales, strict=True):
+        offset, scale = (known.mean, known.std) if config.latent.standardize else (0.0, 1.0)
         continuous.append(ContinuousLatent(name=title, offset=offset, scale=scale))
     continuous += [
         ContinuousLatent(name=f"unsupervised_{number}", supervised=False)
