@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _RECORD = "unfinished.json"
+_REMOVALS = 20
 _ZARR_ASIDE = re.compile(r"\.[0-9a-f]{32}\.partial$")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGES = ("unicoord-atlas", "anndata", "zarr", "numpy", "torch")
@@ -82,7 +83,7 @@ def finished_directory(
             yield partial
         except BaseException:
             if not resume or os.listdir(partial) == [_RECORD]:  # refused before anything was made
-                shutil.rmtree(partial)
+                _remove_while_others_write(partial)
             raise
         (partial / _RECORD).unlink(missing_ok=True)  # a writer that empties its directory took it along
         _remove_leftovers(partial)
@@ -193,6 +194,14 @@ def _write_manifest(directory: Path, made_from: Mapping[str, Any], counts: Mappi
     for name in manifest["files"]:
         sync_file(directory / name)
     write_json(directory / MANIFEST, manifest)
+
+
+def _remove_while_others_write(directory: Path) -> None:
+    """Remove a directory in which zarr's threads may still rename what they were writing when a signal came."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
 
 
 def _remove_leftovers(directory: Path) -> None:

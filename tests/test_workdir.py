@@ -1,6 +1,8 @@
 import json
 import os
 import resource
+import threading
+from contextlib import suppress
 
 import h5py
 import numpy as np
@@ -105,6 +107,27 @@ def test_what_a_killed_zarr_was_writing_is_no_part_of_the_output(tmp_path):
         pass
     assert [path.name for path in (tmp_path / "out" / "obs").iterdir()] == ["zarr.json"]
     assert list(json.loads((tmp_path / "out" / MANIFEST).read_text())["files"]) == ["obs/zarr.json"]
+
+
+def test_a_signal_while_others_write_in_the_directory_is_what_is_told(tmp_path):
+    stop = threading.Event()
+
+    def write(folder):
+        while not stop.is_set():
+            with suppress(OSError):
+                (folder / "zarr.partial").write_text("{")
+                (folder / "zarr.partial").rename(folder / "zarr.json")
+
+    with pytest.raises(Killed), finished_directory(tmp_path / "out", [], {"a": 1}) as partial:
+        for number in range(500):
+            (partial / str(number)).touch()
+        writer = threading.Thread(target=write, args=(partial,))
+        writer.start()
+        threading.Timer(0.05, stop.set).start()
+        raise Killed
+    stop.set()
+    writer.join()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_failure_without_resume_leaves_nothing(tmp_path):
