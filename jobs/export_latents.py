@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from unicoord_atlas.batch import CellColumns
-from unicoord_atlas.coordinates import annotated, facts_of, named_tables
+from unicoord_atlas.coordinates import annotated, facts_of, named_columns
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.reference import ReferenceModel
@@ -97,8 +97,8 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
 def _write(partial: Path, reference: ReferenceModel, obs: pd.DataFrame, files: TableFiles) -> None:
     """All of the output, of tables that lie in files: memory grows with obs alone."""
     coordinates = files.tables["X_unicoord"]
-    frames = named_tables(reference, coordinates, obs.index)
-    write_cells(partial, obs, frames, files.tables, {"unicoord": facts_of(reference)})
+    named = named_columns(reference, coordinates, obs.index)
+    write_cells(partial, obs, named, files.tables, {"unicoord": facts_of(reference)})
     write_parquet(partial / "latents.parquet", obs, reference.dims, coordinates)
 
 

@@ -10,7 +10,7 @@ import anndata
 import pandas as pd
 
 from unicoord_atlas.calls import CallRule
-from unicoord_atlas.coordinates import annotated, facts_of, named_tables
+from unicoord_atlas.coordinates import annotated, facts_of, named_columns
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.genes import read_gene_table
 from unicoord_atlas.loaders.cell_names import with_python_names
@@ -152,8 +152,9 @@ def _finish(
     """Write what was found of all cells, and say it."""
     obs = with_python_names(obs)
     mapped_from = {"reference": options.reference.name, "profile_share": coverage.profile_share}
-    named = named_tables(reference, files.tables["X_unicoord"], obs.index)
-    adata = anndata.AnnData(obs=obs, obsm=named, uns={"unicoord": facts_of(reference) | mapped_from})
+    named = named_columns(reference, files.tables["X_unicoord"], obs.index)
+    tables = {key: columns.frame() for key, columns in named.items()}
+    adata = anndata.AnnData(obs=obs, obsm=tables, uns={"unicoord": facts_of(reference) | mapped_from})
     write_output(adata, options.out, [options.query, options.reference], files.tables)
     if options.csv:
         with finished_file(options.csv) as partial:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import anndata
 import h5py
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
-from unicoord_atlas.loaders.cell_names import with_python_names, write_frame
+from unicoord_atlas.loaders.cell_names import with_python_names, write_columns, write_frame
 from unicoord_atlas.loaders.graph_store import write_table
 from unicoord_atlas.loaders.row_file import RowFile
 
@@ -22,6 +23,8 @@ from .workdir import finished_directory, finished_file, scratch_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from unicoord_atlas.coordinates import NamedColumns
 
 _ROWS = 65_536
 """Of a table that is copied from one file into another."""
@@ -74,7 +77,7 @@ def write_anndata(adata: anndata.AnnData, path: Path) -> None:
 def write_cells(
     path: Path,
     obs: pd.DataFrame,
-    frames: Mapping[str, pd.DataFrame],
+    named: Mapping[str, NamedColumns],
     tables: Mapping[str, RowFile],
     uns: Mapping[str, object],
 ) -> None:
@@ -82,15 +85,16 @@ def write_cells(
 
     Parameters
     ----------
-    frames, tables
+    named, tables
         Of obsm, with named columns and without.
     """
     write_anndata(anndata.AnnData(obs=with_python_names(obs.iloc[:0]), uns=dict(uns)), path)
     group: Any = zarr.open_group(path, mode="r+", use_consolidated=False)
     with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
         write_frame(group, "obs", obs)
-        for key, frame in frames.items():
-            write_frame(group["obsm"], key, frame)
+        for key, columns in named.items():
+            empty = pd.DataFrame({name: np.zeros(0, np.float32) for name in columns.places})
+            write_columns(group["obsm"], key, empty, columns.cells, columns)
     add_tables(path, tables)
 
 

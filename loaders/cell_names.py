@@ -51,24 +51,41 @@ def write_frame(root: zarr.Group, key: str, frame: pd.DataFrame) -> None:
     if frame.index.dtype != "string[pyarrow]":
         anndata.io.write_elem(root, key, frame)
         return
-    anndata.io.write_elem(root, key, frame.iloc[:0].set_axis(pd.Index([], dtype=object)))
+    columns = ((str(name), _plain(frame[name].array)) for name in frame)
+    write_columns(root, key, frame.iloc[:0], frame.index, columns)
+
+
+def write_columns(
+    root: zarr.Group, key: str, empty: pd.DataFrame, names: pd.Index, columns: Iterable[tuple[str, Any]]
+) -> None:
+    """Write a table whose columns come one at a time and whose names are held by Arrow.
+
+    Parameters
+    ----------
+    empty
+        A table with the same columns and no rows.
+    """
+    anndata.io.write_elem(root, key, empty.set_axis(pd.Index([], dtype=object)))
     group: Any = root[key]
-    for column in frame:
-        values = frame[column].array
-        of_numpy = isinstance(values, pd.arrays.NumpyExtensionArray)
-        anndata.io.write_elem(group, column, values.to_numpy() if of_numpy else values)
+    for column, values in columns:
+        anndata.io.write_elem(group, column, values)
     name = group.attrs["_index"]
     attributes = dict(group[name].attrs)
     array = group.create_array(
         name,
-        shape=(len(frame),),
-        chunks=(min(_AT_ONCE, max(len(frame), 1)),),
+        shape=(len(names),),
+        chunks=(min(_AT_ONCE, max(len(names), 1)),),
         dtype=VariableLengthUTF8(),
         attributes=attributes,
         overwrite=True,
     )
-    for start in range(0, len(frame), _AT_ONCE):
-        array[start : start + _AT_ONCE] = frame.index[start : start + _AT_ONCE].to_numpy(object)
+    for start in range(0, len(names), _AT_ONCE):
+        array[start : start + _AT_ONCE] = names[start : start + _AT_ONCE].to_numpy(object)
+
+
+def _plain(values: Any) -> Any:
+    """A column as AnnData knows it: NumPy's own, or one of pandas' kinds."""
+    return values.to_numpy() if isinstance(values, pd.arrays.NumpyExtensionArray) else values
 
 
 def with_python_names(frame: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import anndata
@@ -15,7 +16,7 @@ from .lineage import Tie, consistent_codes
 from .version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _ROWS = 65_536
 """Of a table that is read from a file at a time."""
+_COLUMNS = 8
+"""Of a table that are in memory together: its file is read once for each so many."""
 
 
 class Rows(Protocol):
@@ -91,7 +94,8 @@ def coordinates(
     )
     obsm: dict[str, object] = {key: part.values for key, part in tables.items()}
     if tables:
-        obsm |= named_tables(reference, tables["X_unicoord"].values, table.index)
+        named = named_columns(reference, tables["X_unicoord"].values, table.index)
+        obsm |= {key: columns.frame() for key, columns in named.items()}
     return anndata.AnnData(obs=table, obsm=obsm, uns={"unicoord": facts_of(reference)})
 
 
@@ -193,16 +197,38 @@ def _tables(part: Annotation, probabilities: bool) -> dict[str, NDArray[np.float
     return tables
 
 
-def named_tables(reference: ReferenceModel, continuous_nd: Rows, cells: pd.Index) -> dict[str, pd.DataFrame]:
-    """Dimensions that were supervised by an obsm table (X_gene_sets), by its key, with named columns."""
+@dataclass(frozen=True)
+class NamedColumns:
+    """Some columns of a table, with names: what a DataFrame would be, read a few columns at a time."""
+
+    rows: Rows
+    cells: pd.Index
+    places: Mapping[str, int]
+    """Where each is in the table."""
+
+    def __iter__(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Names and values, (n,) each."""
+        every = list(self.places)
+        for first in range(0, len(every), _COLUMNS):
+            names = every[first : first + _COLUMNS]
+            places = [self.places[name] for name in names]
+            values = np.empty((len(names), len(self.cells)), np.float32)
+            for start in range(0, len(self.cells), _ROWS):
+                values[:, start : start + _ROWS] = self.rows[start : start + _ROWS][:, places].T
+            yield from zip(names, values, strict=True)
+
+    def frame(self) -> pd.DataFrame:
+        """All of them."""
+        return pd.DataFrame(dict(self), self.cells)
+
+
+def named_columns(reference: ReferenceModel, continuous_nd: Rows, cells: pd.Index) -> dict[str, NamedColumns]:
+    """Dimensions that were supervised by an obsm table (X_gene_sets), by its key."""
     place = {name: number for number, name in enumerate(reference.dims)}
-    columns = {key: [place[name] for name in names] for key, names in reference.config.tables.items()}
-    values = {key: np.empty((len(cells), len(places)), np.float32) for key, places in columns.items()}
-    for start in range(0, len(cells) if columns else 0, _ROWS):
-        part_nd = continuous_nd[start : start + _ROWS]
-        for key, places in columns.items():
-            values[key][start : start + _ROWS] = part_nd[:, places]
-    return {key: pd.DataFrame(values[key], cells, list(names)) for key, names in reference.config.tables.items()}
+    return {
+        key: NamedColumns(continuous_nd, cells, {name: place[name] for name in names})
+        for key, names in reference.config.tables.items()
+    }
 
 
 def facts_of(reference: ReferenceModel) -> dict[str, object]:
