@@ -119,6 +119,8 @@ def _train(options: TrainOptions, store: CellStore, mirror: RunMirror | None) ->
     config = options.config
     keep_freed_memory()
     prepared = prepare_store(store, config)
+    gc.collect()
+    give_back_freed_memory()  # tables that became columns
     accelerator = make_accelerator(config.train, choose_device(config.train), options.out)
     if accelerator.is_main_process:
         _say(preparation_text(prepared, options.config.data.min_cells))

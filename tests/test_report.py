@@ -16,7 +16,7 @@ from cells import counts_of_types
 from PIL import Image
 
 from unicoord_atlas.config import RunConfig
-from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.jobs import (
     build_graph,
     export_latents,
@@ -201,7 +201,7 @@ def test_sections_without_input_say_what_gives_them(folder):
     for option in ("--latents LATENTS", "--mapped MAPPED", "--atlas ATLAS"):
         assert option in text
     assert set(json.loads(Page(text).data)) == {
-        "trained-on", "losses", "reconstruction", "throughput", "configuration",
+        "trained-on", "losses", "reconstruction", "throughput", "configuration", "made-from",
     }  # fmt: skip
 
 
@@ -285,6 +285,16 @@ def test_what_is_not_of_the_run_is_refused(folder, tmp_path):
     with pytest.raises(UsageError, match=r"ends in \.html"):
         report.run(report.ReportOptions(run, tmp_path / "report"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_that_is_there_already_is_known_by_what_it_was_made_from(folder):
+    """A kill may come just after it got its name: the same command is then done, another one refused."""
+    before = (folder / "bare.html").read_bytes()
+    with pytest.raises(AlreadyDone, match=r"bare\.html"):
+        report.run(report.ReportOptions(folder / "run", folder / "bare.html"))
+    with pytest.raises(DataError, match="exists already"):
+        report.run(report.ReportOptions(folder / "run", folder / "bare.html", atlas=folder / "atlas.zarr"))
+    assert (folder / "bare.html").read_bytes() == before
 
 
 def test_page_escapes_every_part():
