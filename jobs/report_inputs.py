@@ -11,6 +11,7 @@ import pandas as pd
 import zarr
 from pydantic import ValidationError
 
+from unicoord_atlas.allocator import give_back_freed_memory
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.loaders.cell_names import read_frame
@@ -123,7 +124,10 @@ class Inputs:
         tables = {key: _named(key, table) for key, table in tables.items()}
         config = self.config.model_copy(update={"latent": latent.model_copy(update={"continuous": tuple(names)})})
         sizes = self.latents.obs["size_factor"].to_numpy(np.float64)
-        return prepare(config, self.reference.schema, self.latents.obs, sizes, tables)
+        prepared = prepare(config, self.reference.schema, self.latents.obs, sizes, tables)
+        del tables
+        give_back_freed_memory()
+        return prepared
 
 
 def _named(key: str, table: pd.DataFrame) -> pd.DataFrame:
