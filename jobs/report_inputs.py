@@ -23,6 +23,7 @@ from unicoord_atlas.training.metrics import read_metrics
 from unicoord_atlas.training.preparation import Preparation, prepare
 
 from .export_reference import model_of_run, require_latents
+from .label_tables import columns_of_table
 from .mapped_file import read_mapped
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     import anndata
     from numpy.typing import NDArray
+
+    from unicoord_atlas.schema import LabelColumn
 
 OBSM = "obsm:"
 
@@ -114,27 +117,37 @@ class Inputs:
         return [each.name for each in self.reference.config.network.latent.continuous if each.supervised]
 
     @cached_property
-    def prepared(self) -> Preparation:
-        """Split and truth of the cells of the latents, as the run had them; without the atlas, of obs columns only."""
+    def held_out(self) -> HeldOut:
+        """Validation cells and their truth, as the run had them; without the atlas, of obs columns only."""
         assert self.latents is not None
         latent = self.config.latent
         names = [name for name in latent.continuous if self.store is not None or not name.startswith(OBSM)]
         keys = [name.removeprefix(OBSM) for name in names if name.startswith(OBSM)]
-        tables = {key: pd.DataFrame(self.store.obsm(key)) for key in keys} if self.store is not None else {}
-        tables = {key: _named(key, table) for key, table in tables.items()}
+        tables = {key: columns_of_table(self.store, key) for key in keys} if self.store is not None else {}
         config = self.config.model_copy(update={"latent": latent.model_copy(update={"continuous": tuple(names)})})
         sizes = self.latents.obs["size_factor"].to_numpy(np.float64)
-        prepared = prepare(config, self.reference.schema, self.latents.obs, sizes, tables)
-        del tables
-        give_back_freed_memory()
-        return prepared
+        found = HeldOut.of(prepare(config, self.reference.schema, self.latents.obs, sizes, tables))
+        give_back_freed_memory()  # what it took for all cells
+        return found
 
 
-def _named(key: str, table: pd.DataFrame) -> pd.DataFrame:
-    """Columns of an array are called by its key and their number, as in training."""
-    if isinstance(table.columns, pd.RangeIndex):
-        return table.set_axis([f"{key}_{number}" for number in table.columns], axis=1)
-    return table
+@dataclass(frozen=True)
+class HeldOut:
+    """What a run knew of its validation cells.  Shapes: v cells, l labels, c continuous columns."""
+
+    rows: NDArray[np.int64]
+    """Of the latents."""
+    labels: tuple[LabelColumn, ...]
+    continuous: tuple[str, ...]
+    codes_vl: NDArray[np.int32]
+    values_vc: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, prepared: Preparation) -> HeldOut:
+        """Of all cells those that were held out."""
+        rows, columns = prepared.validation_rows, prepared.columns
+        names = tuple(each.name for each in prepared.latent.continuous if each.supervised)
+        return cls(rows, prepared.labels, names, columns.codes[rows], columns.values[rows])
 
 
 def open_inputs(run: Path, atlas: Path | None, latents: Path | None, mapped: Path | None) -> Inputs:

@@ -79,11 +79,10 @@ def continuous_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]:
     title = "Supervised continuous dimensions"
     if not inputs.supervised:
         return Section("continuous", title, left_out="Left out: the run supervises none (train --continuous)."), {}
-    if inputs.latents is None or not len(inputs.prepared.validation_rows):
+    if inputs.latents is None or not len(inputs.held_out.rows):
         why = "--latents LATENTS gives them" if inputs.latents is None else "the run held no cell out for validation"
         return Section("continuous", title, left_out=f"Left out: {why}."), {}
-    rows = inputs.prepared.validation_rows
-    names = [each.name for each in inputs.prepared.latent.continuous if each.supervised]
+    rows, names = inputs.held_out.rows, list(inputs.held_out.continuous)
     if not names:
         return Section("continuous", title, left_out="Left out: --atlas ATLAS gives the table that is the truth."), {}
     lines = ["Validation cells whose value is known."]
@@ -91,7 +90,7 @@ def continuous_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]:
         lines.append(f"{missing} dimensions are left out: --atlas ATLAS gives the table that is their truth.")
     at = [inputs.reference.dims.index(name) for name in names]
     found = pd.DataFrame(inputs.latents.table("X_unicoord", rows)[:, at].astype(np.float64), columns=names)
-    truth = pd.DataFrame(inputs.prepared.columns.values[rows].astype(np.float64), columns=names)
+    truth = pd.DataFrame(inputs.held_out.values_vc.astype(np.float64), columns=names)
     numbers = {name: _agreement(truth[name], found[name]) for name in names}
     table = [(name, *each.values()) for name, each in numbers.items()]
     return (
@@ -109,10 +108,10 @@ def continuous_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]:
 def _of_validation(inputs: Inputs) -> Iterator[Predictions]:
     if inputs.latents is None:
         return
-    prepared, obs = inputs.prepared, inputs.latents.obs
-    for number, label in enumerate(prepared.labels):
-        codes = prepared.columns.codes[prepared.validation_rows, number]
-        rows = prepared.validation_rows[codes >= 0]
+    held_out, obs = inputs.held_out, inputs.latents.obs
+    for number, label in enumerate(held_out.labels):
+        codes = held_out.codes_vl[:, number]
+        rows = held_out.rows[codes >= 0]
         if len(rows):
             truth = np.array(label.categories)[codes[codes >= 0]]
             yield _predictions(label.name, "validation cells", truth, obs.iloc[rows])

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from rich.console import Console
 
@@ -49,6 +48,7 @@ from unicoord_atlas.training.signals import Stopped
 
 from .cached_store import open_cached
 from .diffusion import graph_of, latent_table, with_neighbors
+from .label_tables import columns_of_table
 from .mirrored_run import mirrored, send_finished
 from .run_identity import by_dotted_name, claim, refuse_other
 from .train_report import REPORT, write_report
@@ -157,18 +157,9 @@ def _finished(out: Path) -> Progress | None:
 def prepare_store(store: CellStore, config: RunConfig) -> Preparation:
     """Split, labels and per-cell columns of a store under a run's settings."""
     latent = config.latent
-    tables = {name.removeprefix("obsm:"): _table(store, name) for name in latent.continuous if name.startswith("obsm:")}
+    keys = [name.removeprefix("obsm:") for name in latent.continuous if name.startswith("obsm:")]
+    tables = {key: columns_of_table(store, key) for key in keys}
     return prepare(config, store.schema, store.obs(arrow_names=True), store.size_factors, tables)
-
-
-def _table(store: CellStore, name: str) -> pd.DataFrame:
-    key = name.removeprefix("obsm:")
-    table = store.obsm(key)
-    return (
-        table
-        if isinstance(table, pd.DataFrame)
-        else pd.DataFrame(table, columns=[f"{key}_{i}" for i in range(table.shape[1])])
-    )
 
 
 def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, accelerator: Accelerator) -> Training:

@@ -46,6 +46,18 @@ def read_frame(table: Any, columns: Iterable[str] | None = None) -> pd.DataFrame
     return pd.DataFrame({name: anndata.io.read_elem(table[name]) for name in chosen}, index=read_names(table))
 
 
+class FrameColumns:
+    """A table that AnnData or `write_frame` wrote to Zarr, by its columns, which are read as they are asked for."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+        self.columns: list[str] = list(table.attrs["column-order"])
+
+    def __getitem__(self, name: str) -> Any:
+        """(n,) values of a column."""
+        return anndata.io.read_elem(self._table[name])
+
+
 def write_frame(root: zarr.Group, key: str, frame: pd.DataFrame) -> None:
     """Write a table as AnnData does, a column at a time; names that Arrow holds are written in pieces."""
     if frame.index.dtype != "string[pyarrow]":

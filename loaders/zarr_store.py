@@ -18,7 +18,7 @@ from unicoord_atlas.schema import AtlasSchema
 
 from . import zarr_layout as names
 from .array_reader import ArrayReader, Part, is_sharded_blosc
-from .cell_names import read_frame, with_python_names
+from .cell_names import FrameColumns, read_frame, with_python_names
 from .manifest import fingerprint, read_manifest, require_files, shard_checksums
 from .plan import expand_ranges
 from .store import CsrBuffer
@@ -106,6 +106,11 @@ class ZarrStore:
             return read_frame(group[key])
         table: NDArray[np.generic] = anndata.io.read_elem(group[key])
         return table
+
+    def obsm_columns(self, key: str) -> FrameColumns | None:
+        """The same by its columns, read as they are asked for; None if it has no named ones."""
+        table = self.group.get(f"obsm/{key}")
+        return FrameColumns(table) if table is not None and "column-order" in table.attrs else None
 
     def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrBlock:
         """Rows of the (b, 2) ranges start:stop, one after the other in the order given."""

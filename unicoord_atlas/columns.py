@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,22 @@ from .errors import DataError, UsageError
 from .schema import UNLABELLED, LabelColumn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+
+class Columns(Protocol):
+    """A table by its columns: a DataFrame, or one that is read as it is asked for."""
+
+    @property
+    def columns(self) -> Iterable[Any]:
+        """Their names."""
+        ...
+
+    def __getitem__(self, name: Any, /) -> Any:
+        """(N,) values of one."""
+        ...
 
 
 def label_codes(obs: pd.DataFrame, column: LabelColumn) -> NDArray[np.int32]:
@@ -41,22 +55,22 @@ def label_column(obs: pd.DataFrame, name: str) -> LabelColumn:
 
 
 def continuous_values(
-    obs: pd.DataFrame, obsm: Mapping[str, pd.DataFrame], names: Sequence[str]
+    obs: pd.DataFrame, obsm: Mapping[str, Columns], names: Sequence[str]
 ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Names and values (N, c) of continuous columns: "time" is obs["time"], "obsm:KEY" is every column of obsm[KEY].
 
     Missing values are NaN.  DataError names a column that is not numeric, UsageError one that is not there.
     """
-    columns: list[tuple[str, pd.Series]] = []
+    columns: list[tuple[str, Callable[[], Any]]] = []
     for name in names:
         if name.startswith("obsm:"):
             table = obsm[name.removeprefix("obsm:")]
-            columns += [(str(title), table[title]) for title in table.columns]
+            columns += [(str(title), partial(table.__getitem__, title)) for title in table.columns]
         else:
-            columns.append((name, _numbers(require_column(obs, name))))
+            columns.append((name, partial(_numbers, require_column(obs, name))))
     values_nc = np.empty((len(obs), len(columns)), np.float32)
-    for number, (_, column) in enumerate(columns):  # one at a time: together they would be there twice
-        values_nc[:, number] = column
+    for number, (_, read) in enumerate(columns):  # one at a time: together they would be there twice
+        values_nc[:, number] = pd.Series(read()).to_numpy(np.float32, na_value=np.nan)
     return tuple(title for title, _ in columns), values_nc
 
 
@@ -67,7 +81,7 @@ def require_column(obs: pd.DataFrame, name: str) -> pd.Series:
     return obs[name]
 
 
-def _numbers(values: pd.Series) -> pd.Series:
+def _numbers(values: pd.Series) -> NDArray[np.float32]:
     plain = values.astype(object) if isinstance(values.dtype, pd.CategoricalDtype) else values
     numbers = pd.to_numeric(plain, errors="coerce")
     strange = plain[numbers.isna() & plain.notna()]
@@ -76,9 +90,9 @@ def _numbers(values: pd.Series) -> pd.Series:
             f"continuous column {values.name!r}: {strange.iloc[0]!r} (cell {strange.index[0]}) is no number; "
             "use it as a label with --discrete, or ingest it as numbers"
         )
-    result = numbers.to_numpy(np.float32, na_value=np.nan)
+    result: NDArray[np.float32] = numbers.to_numpy(np.float32, na_value=np.nan)
     if np.isinf(result).any():
         raise DataError(
             f"continuous column {values.name!r}: infinite (cell {values.index[int(np.isinf(result).argmax())]})"
         )
-    return pd.Series(result)
+    return result

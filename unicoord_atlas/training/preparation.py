@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from unicoord_atlas.columns import Columns
     from unicoord_atlas.config import RunConfig
     from unicoord_atlas.hierarchy import Hierarchy
 
@@ -63,7 +64,7 @@ def prepare(
     schema: AtlasSchema,
     obs: pd.DataFrame,
     size_factors: NDArray[np.float64],
-    obsm: Mapping[str, pd.DataFrame] | None = None,
+    obsm: Mapping[str, Columns] | None = None,
 ) -> Preparation:
     """Decide the split, fold rare classes, and turn label columns into codes and values.
 
