@@ -22,6 +22,7 @@ from unicoord_atlas.neighbors.knn import (
     choose_probes,
     empty_lists,
     fill_lists,
+    let_go_of_lists,
     lists_of,
     load_lists,
     nearest,
@@ -201,6 +202,9 @@ def _neighbors_of_piece(task: KnnTask, rows: Rows) -> tuple[NDArray[np.int32], N
     points_nd = task.open_points()
     queries = np.arange(*rows)
     found = [nearest(points_nd, queries, members, search, task.k) for members, search in _searches(task)]
+    for _, search in _searches(task):
+        if isinstance(search, ListSearch):
+            let_go_of_lists(search.index)
     rows_nk = np.concatenate([rows for rows, _ in found], axis=1)
     if task.order is not None:
         rows_nk = np.load(task.order, mmap_mode="r")[rows_nk]

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -283,6 +284,21 @@ def test_twins_in_lists(tmp_path, monkeypatch):
     found, distances = (file.rows() for file in files)
     assert (distances[500:2500] == 0).all() and (found != np.arange(3000)[:, None]).all()
     assert knn_pass.measured_recall(task, 0) >= 0.93
+
+
+def test_lists_are_let_go_of_and_found_again(tmp_path):
+    pytest.importorskip("faiss")
+    points = np.random.default_rng(0).normal(size=(60_000, 40)).astype(np.float32)
+    index = knn.build_lists(points, 0)
+    knn.save_lists(index, tmp_path / "lists")
+    mapped = knn.load_lists(tmp_path / "lists")
+    expected = knn.ListSearch(index, 8).candidates(points[:500], 5)
+    for each in (index, mapped):
+        for _ in range(2):
+            np.testing.assert_array_equal(knn.ListSearch(each, 8).candidates(points[:500], 5), expected)
+            knn.let_go_of_lists(each)
+    pages = [line for line in Path("/proc/self/smaps").read_text().split("VmFlags") if str(tmp_path) in line]
+    assert [re.search(r"Rss:\s+(\d+)", part)[1] for part in pages] == ["0"]
 
 
 def test_fewer_genes_than_components(tmp_path):
