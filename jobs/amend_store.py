@@ -22,10 +22,10 @@ from unicoord_atlas.loaders.object_address import object_address
 from unicoord_atlas.loaders.store_files import LocalFiles
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
 
+from .full_disk import full_disk_named
 from .workdir import (
     empty_directory,
     file_checksums,
-    full_disk_named,
     json_text,
     locked,
     read_json,

@@ -48,12 +48,13 @@ from unicoord_atlas.training.signals import Stopped
 
 from .cached_store import open_cached
 from .diffusion import graph_of, latent_table, with_neighbors
+from .full_disk import full_disk_named
 from .label_tables import columns_of_table
 from .mirrored_run import mirrored, send_finished
 from .run_identity import by_dotted_name, claim, refuse_other
 from .train_report import REPORT, write_report
 from .train_summary import preparation_text, summary_table
-from .workdir import finished_directory, full_disk_named
+from .workdir import finished_directory
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,7 +6,6 @@ same command goes on from what a killed one left there, another command starts a
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -19,8 +18,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from unicoord_atlas.checksums import checksum, file_checksum
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.loaders.locks import held
@@ -30,13 +27,14 @@ from unicoord_atlas.loaders.soma_address import SomaAddress, is_soma
 from unicoord_atlas.loaders.store_files import open_files
 from unicoord_atlas.loaders.zarr_layout import FORMAT_VERSION, MANIFEST
 
+from .full_disk import full_disk_named
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _RECORD = "unfinished.json"
 _REMOVALS = 20
 _ZARR_ASIDE = re.compile(r"\.[0-9a-f]{32}\.partial$")
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGES = ("unicoord-atlas", "anndata", "zarr", "numpy", "torch")
 
 
@@ -254,27 +252,6 @@ def locked(partial: Path) -> Iterator[None]:
                 f"{partial} is being written by another process; wait for it or choose another --out"
             ) from None
         yield
-
-
-@contextmanager
-def full_disk_named(partial: Path) -> Iterator[None]:
-    """Turn the system's error of a full disk into a DataError."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        number = _system_error(error)
-        if number not in _NO_ROOM:
-            raise
-        why = "the disk is full" if number != errno.EFBIG else "a file may not be so large here (ulimit -f)"
-        raise DataError(f"{partial}: {why}; free some space and give the same command again") from error
-
-
-def _system_error(error: Exception) -> int | None:
-    """The system's number of an error; HDF5 and safetensors only tell it in words."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
-    told = re.search(r"(?:os error|errno =) (\d+)", str(error))
-    return int(told[1]) if told else None
 
 
 def json_text(value: Mapping[str, Any]) -> str:

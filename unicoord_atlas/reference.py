@@ -30,11 +30,18 @@ from unicoord_atlas.training.checkpoint import load_weights
 
 from .calls import CallRule, ParentShares
 from .encode import Encoded, FrozenEncoder, softmax
-from .errors import DataError
 from .lineage import Tie
 from .model_card import model_card
 from .novelty import Novelty, cell_errors, strangeness
-from .reference_files import load_normalization, read_checked, read_text, require_sound, room_for, save_normalization
+from .reference_files import (
+    load_normalization,
+    read_checked,
+    read_text,
+    require_fit,
+    require_sound,
+    room_for,
+    save_normalization,
+)
 from .schema import AtlasSchema, LabelColumn
 from .seeds import SEEDS, Seeds
 
@@ -127,7 +134,7 @@ class ReferenceModel:
         novelty = Novelty.load(folder / NOVELTY) if has_novelty else None
         normalization = load_normalization(folder / "normalization.safetensors")
         seeds = Seeds.load(folder / SEEDS) if (folder / SEEDS).exists() else None
-        _require_fit(folder, config, schema, normalization)
+        require_fit(folder, config, schema, normalization)
         return cls(model.to(device).eval(), config, schema, normalization, novelty, seeds)
 
     def save(self, folder: Path | str) -> None:
@@ -291,15 +298,3 @@ class ReferenceModel:
         standardized /= np.maximum(np.array(calibration.latent_sd, np.float32), 1e-6)
         roots = [np.sqrt(values) for name, values in probabilities.items() if name not in technical]
         return np.concatenate([standardized[:, kept], *roots], axis=1, dtype=np.float32)
-
-
-def _require_fit(folder: Path, config: ReferenceConfig, schema: AtlasSchema, normalization: Normalization) -> None:
-    """DataError unless the files of a reference are of one another."""
-    genes = config.network.num_atlas_genes or config.network.num_genes
-    sizes = {"network": genes, "schema": schema.num_genes, "normalization": len(normalization.mean_g)}
-    supervised = [latent.name for latent in config.network.latent.discrete if latent.supervised]
-    if len(set(sizes.values())) > 1 or supervised != [label.name for label in config.labels]:
-        raise DataError(
-            f"{folder}: its files are not of one reference (genes: {sizes}; labels: {supervised} and "
-            f"{[label.name for label in config.labels]}); export it again with `unicoord-atlas export-reference`"
-        )

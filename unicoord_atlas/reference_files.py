@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from unicoord_atlas.model.joint_vae import NetworkSpec
 
+    from .reference import ReferenceConfig
+    from .schema import AtlasSchema
+
 _LEAST_BYTES = 2
 """Of a weight: half precision."""
 Model = TypeVar("Model", bound=BaseModel)
@@ -143,3 +146,15 @@ def room_for(folder: Path, kept: str) -> Iterator[Path]:
     aside.mkdir(parents=True)
     yield aside
     aside.rename(folder)
+
+
+def require_fit(folder: Path, config: ReferenceConfig, schema: AtlasSchema, normalization: Normalization) -> None:
+    """DataError unless the files of a reference are of one another."""
+    genes = config.network.num_atlas_genes or config.network.num_genes
+    sizes = {"network": genes, "schema": schema.num_genes, "normalization": len(normalization.mean_g)}
+    supervised = [latent.name for latent in config.network.latent.discrete if latent.supervised]
+    if len(set(sizes.values())) > 1 or supervised != [label.name for label in config.labels]:
+        raise DataError(
+            f"{folder}: its files are not of one reference (genes: {sizes}; labels: {supervised} and "
+            f"{[label.name for label in config.labels]}); export it again with `unicoord-atlas export-reference`"
+        )
