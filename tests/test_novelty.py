@@ -51,9 +51,12 @@ def test_distances_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     points, queries = rng.normal(size=(300, 5)).astype(np.float32), rng.normal(size=(40, 5)).astype(np.float32)
     expected = NearestNeighbors(n_neighbors=15).fit(points).kneighbors(queries)[0].mean(axis=1)
-    np.testing.assert_allclose(nearest_distances(points, queries), expected, rtol=1e-4)
+    np.testing.assert_allclose(nearest_distances(points, queries), expected, rtol=1e-5)
     others = NearestNeighbors(n_neighbors=15).fit(points).kneighbors()[0].mean(axis=1)
-    np.testing.assert_allclose(own_distances(points), others, rtol=1e-3)
+    np.testing.assert_allclose(own_distances(points), others, rtol=1e-5)
+    close = nearest_distances(points, points[:40] + np.float32(1e-3))  # to a point almost the same: no digits are lost
+    expected = NearestNeighbors(n_neighbors=15).fit(points).kneighbors(points[:40] + 1e-3)[0].mean(axis=1)
+    np.testing.assert_allclose(close, expected, rtol=1e-5)
     assert own_distances(points[:1]).tolist() == nearest_distances(points[:1], points[:1]).tolist() == [0]
 
 

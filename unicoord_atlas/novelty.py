@@ -245,9 +245,9 @@ def _summed_distances(
     half_norms_m = 0.5 * points.square().sum(dim=1)
     found = []
     for part_nb in queries.split(max(_TILE // max(len(points), 1), 1)):
-        nearest = torch.topk(part_nb @ points.T - half_norms_m, count, dim=1).values
-        squares = part_nb.square().sum(dim=1, keepdim=True) - 2 * nearest
-        found.append(squares.clamp(min=0).sqrt().sum(dim=1))
+        nearest_nk = torch.topk(part_nb @ points.T - half_norms_m, count, dim=1).indices
+        # Of the differences: from norms and products a small distance would have few digits, others in each batch.
+        found.append((points[nearest_nk] - part_nb[:, None]).square().sum(dim=2).sqrt().sum(dim=1))
     result: NDArray[np.float32] = torch.cat(found).numpy()
     return result
 
