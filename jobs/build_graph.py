@@ -204,7 +204,7 @@ def _unit_points(partial: Path, points: RowFile) -> RowFile:
     unit = RowFile(partial / "unit.f32", *points.shape, np.float32)
     unit.next_row = 0
     for start in range(0, points.shape[0], 1 << 16):
-        part_nd = unit_rows(points.rows()[start : start + (1 << 16)])
+        part_nd = unit_rows(points[start : start + (1 << 16)])
         if not part_nd.any(axis=1).all():
             row = start + int((~part_nd.any(axis=1)).argmax())
             raise DataError(f"cell in row {row} is at the origin and has no cosine; use the metric euclidean")

@@ -124,7 +124,7 @@ def _write_graph(partial: Path, old: Path, new: ZarrStore, order: NDArray[np.int
 def _order(store: ZarrStore, key: str, out: Path) -> NDArray[np.int64]:
     """Rows in their new order, from points of obsm in a file: of a million cells they are 200 MB."""
     with scratch_folder(out) as folder:
-        table: Any = zarr.open_group(store.uri, mode="r")[f"obsm/{key}"]
+        table: Any = store.group[f"obsm/{key}"]
         if isinstance(table, zarr.Group):  # columns with names
             table = pd.DataFrame(store.obsm(key)).to_numpy(np.float32)
         return split_order(mapped_copy(folder / "points", table, np.float32))

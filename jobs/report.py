@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unicoord_atlas.checksums import file_checksum
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
+from unicoord_atlas.loaders.zarr_layout import MANIFEST
 from unicoord_atlas.report.page import DATA_ID, page
 
 from .report_inputs import Inputs, open_inputs
@@ -42,6 +44,11 @@ class ReportOptions:
         """All that the page is made from."""
         return [path for path in (self.run / "model", self.atlas, self.latents, self.mapped) if path]
 
+    def made_from(self) -> list[dict[str, Any]]:
+        """What tells the inputs from others: of a finished directory all of its manifest, additions to it included."""
+        whole = [path / MANIFEST for path in self.given() if (path / MANIFEST).exists()]
+        return [describe_input(path) for path in self.given()] + [{"manifest": file_checksum(path)} for path in whole]
+
 
 def run(options: ReportOptions) -> dict[str, Any]:
     """Open, draw, write.
@@ -55,8 +62,7 @@ def run(options: ReportOptions) -> dict[str, Any]:
     """
     if options.out.suffix != ".html":
         raise UsageError(f"--out {options.out}: give it a name that ends in .html")
-    made_from = [describe_input(path) for path in options.given() if path.exists()]
-    if options.figures is None and page_is_of(options.out, made_from):
+    if options.figures is None and options.out.is_file() and page_is_of(options.out, options.made_from()):
         raise AlreadyDone(options.out)
     for taken in (options.out, options.figures):
         if taken is not None and taken.exists():
@@ -64,7 +70,7 @@ def run(options: ReportOptions) -> dict[str, Any]:
     inputs = open_inputs(options.run, options.atlas, options.latents, options.mapped)
     with finished_file(options.out) as partial, _album(options) as album:
         found = _sections(inputs, album)
-        numbers = {section.anchor: part for section, part in found if part} | {MADE_FROM: made_from}
+        numbers = {section.anchor: part for section, part in found if part} | {MADE_FROM: options.made_from()}
         sections = [section for section, _ in found]
         partial.write_text(page(f"unicoord-atlas run {options.run.name}", sections, numbers), encoding="utf-8")
     left_out = {section.anchor: section.left_out for section in sections if section.left_out}

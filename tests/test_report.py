@@ -297,6 +297,20 @@ def test_a_page_that_is_there_already_is_known_by_what_it_was_made_from(folder):
     assert (folder / "bare.html").read_bytes() == before
 
 
+def test_a_page_of_an_atlas_that_got_an_addition_since_is_another(folder, tmp_path):
+    atlas = tmp_path / "atlas.zarr"
+    shutil.copytree(folder / "atlas.zarr", atlas)
+    options = report.ReportOptions(folder / "run", tmp_path / "a.html", atlas)
+    report.run(options)
+    with pytest.raises(AlreadyDone):
+        report.run(options)
+    manifest = json.loads((atlas / "manifest.json").read_text())
+    manifest["additions"]["another"] = {"config": {}, "files": []}
+    (atlas / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="exists already"):
+        report.run(options)
+
+
 def test_page_escapes_every_part():
     mark = '<i onclick="x">&'
     text = page(mark, [Section(mark, mark, [mark], [Table(mark, [mark], [[mark]])], (), mark, mark)], {mark: mark})
