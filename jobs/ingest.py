@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -14,7 +16,7 @@ from tqdm import tqdm
 from unicoord_atlas.allocator import give_back_freed_memory
 from unicoord_atlas.errors import AlreadyDone, DataError
 from unicoord_atlas.genes import GeneMap, GeneSpace, gene_names, gene_space, map_names, read_gene_table
-from unicoord_atlas.loaders.cell_names import arrow_index
+from unicoord_atlas.loaders.cell_names import FrameColumns, arrow_index, put_aside
 from unicoord_atlas.loaders.facts import SourceFacts, collect_facts, join_facts
 from unicoord_atlas.loaders.labels import LabelRules, join_labels, labels_of, unseen_values
 from unicoord_atlas.loaders.obs_table import join_obs, rename_ours, require_unique_names
@@ -29,7 +31,7 @@ from .dask_job import is_worker, work_until_done
 from .ingest_options import IngestOptions
 from .ingest_report import report, show_report
 from .ingest_write import remove_siblings, write_atlas
-from .workdir import check_output
+from .workdir import check_output, scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +49,8 @@ class Atlas:
     space: GeneSpace
     maps: Sequence[GeneMap]
     facts: Sequence[SourceFacts]
-    obs: pd.DataFrame
+    obs: FrameColumns
+    """Of all cells, in a folder that is there as long as the job runs."""
     labels: Sequence[LabelColumn]
     unseen: Sequence[str]
     """source:column=value that the label map lists and no cell has."""
@@ -108,8 +111,9 @@ def run(options: IngestOptions, console: Console | None = None) -> dict[str, Any
         with ExitStack() as stack:
             run_each = stack.enter_context(parallel(options.dask))
             scratch = options.out.parent if options.out is not None and options.out.parent.is_dir() else None
+            aside = stack.enter_context(_folder_aside(options.out if scratch and not options.dry_run else None))
             sources = [stack.enter_context(open_source(path, options.layer, options.input, scratch)) for path in paths]
-            atlas = look_through(sources, rules, options, run_each)
+            atlas = look_through(sources, rules, options, aside, run_each)
             result = report(atlas, options)
             show_report(result, console)
             if options.out is not None and not options.dry_run:
@@ -123,6 +127,17 @@ def run(options: IngestOptions, console: Console | None = None) -> dict[str, Any
 
 
 @contextmanager
+def _folder_aside(out: Path | None) -> Iterator[Path]:
+    """A folder for obs: beside the output, or among the system's temporary files where no folder is there yet."""
+    if out is None:
+        with TemporaryDirectory(prefix="unicoord-atlas-") as name:
+            yield Path(name)
+    else:
+        with scratch_folder(out) as folder:
+            yield folder
+
+
+@contextmanager
 def parallel(dask: str | None) -> Iterator[RunEach]:
     """How tasks are done: one after the other, or on a cluster."""
     if dask is None:
@@ -133,15 +148,17 @@ def parallel(dask: str | None) -> Iterator[RunEach]:
 
 
 def look_through(
-    sources: Sequence[FileSource], rules: LabelRules, options: IngestOptions, run_each: RunEach = map
+    sources: Sequence[FileSource], rules: LabelRules, options: IngestOptions, aside: Path, run_each: RunEach = map
 ) -> Atlas:
-    """The first pass: gene space, labels, and the facts of all counts."""
+    """The first pass: gene space, labels, and the facts of all counts; obs goes to the folder `aside`."""
     table = None if options.gene_table is None else read_gene_table(options.gene_table)
     names = {source.path: gene_names(source.var, table) for source in sources}
     space = gene_space(names, options.genes, options.gene_key, table)
     maps = [map_names(names[source.path], space, str(source.path)) for source in sources]
 
     obs, columns, unseen = join_cells(sources, rules)
+    kept_obs = put_aside(aside / "obs", obs)
+    del obs
     give_back_freed_memory()
     num_cells = sum(source.n_obs for source in sources)
     if num_cells == 0:
@@ -159,7 +176,7 @@ def look_through(
                 facts.append(of_source)
                 bar.update(len(of_source.entries_n))
     give_back_freed_memory()
-    return Atlas(sources, space, maps, facts, obs, columns, unseen)
+    return Atlas(sources, space, maps, facts, kept_obs, columns, unseen)
 
 
 def join_cells(sources: Sequence[FileSource], rules: LabelRules) -> tuple[pd.DataFrame, list[LabelColumn], list[str]]:

@@ -39,11 +39,10 @@ if TYPE_CHECKING:
 
 def write_atlas(out: Path, inputs: Sequence[Path], atlas: Atlas, options: IngestOptions, run_each: RunEach) -> None:
     """Make the store, or go on from what a killed job left of it."""
-    facts = atlas.total()
     counts = {
-        "cells": len(facts.entries_n),
+        "cells": sum(source.n_obs for source in atlas.sources),
         "genes": len(atlas.space.genes),
-        "entries": int(facts.entries_n.sum()),
+        "entries": sum(int(facts.entries_n.sum()) for facts in atlas.facts),
     }
     settings = options.settings()
     with finished_directory(out, inputs, settings, resume=True, counts=counts) as partial:
@@ -78,7 +77,7 @@ def write_in_order(partial: Path, atlas: Atlas, options: IngestOptions, run_each
             partial, layout, pairs, frozen, options.rows_per_block, options.num_threads(), bar.update, run_each
         )
     give_back_freed_memory()
-    obs = atlas.obs.assign(**{SIZE_FACTOR: size_factors_n})
+    obs = atlas.obs.with_column(SIZE_FACTOR, size_factors_n)
     finish_store(partial, layout, obs, atlas_var(atlas.space), atlas.schema(), normalization)
     shutil.rmtree(partial / TALLY)
 

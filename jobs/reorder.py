@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from unicoord_atlas.allocator import give_back_freed_memory
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
+from unicoord_atlas.loaders.cell_names import FrameColumns
 from unicoord_atlas.loaders.graph_order import ReorderedTable, mapped_copy, reordered_matrix
 from unicoord_atlas.loaders.graph_store import Neighbors, fingerprint_of, write_matrix, write_table
 from unicoord_atlas.loaders.manifest import read_manifest
@@ -94,7 +95,7 @@ def _write_cells(store: ZarrStore, order: NDArray[np.int64], options: ReorderOpt
             with tqdm(total=store.n_obs, desc="reorder", unit=" cells", unit_scale=True, disable=None) as bar:
                 write_reordered(partial, layout, store, order, threads, bar.update)
             give_back_freed_memory()
-            obs = store.obs(arrow_names=True).iloc[order].assign(**{ORIGINAL_ROW: order})
+            obs = FrameColumns(store.group["obs"]).with_column(ORIGINAL_ROW, order, order)
             var = anndata.io.read_elem(zarr.open_group(options.store, mode="r")["var"])
             finish_store(partial, layout, obs, var, store.schema, store.normalization)
     except AlreadyDone:
@@ -131,5 +132,5 @@ def _order(store: ZarrStore, key: str, out: Path) -> NDArray[np.int64]:
 
 
 def _require_names_free(store: ZarrStore) -> None:
-    if ORIGINAL_ROW in store.obs(arrow_names=True).columns:
+    if ORIGINAL_ROW in store.group["obs"].attrs["column-order"]:
         raise DataError(f"{store.uri} has an obs column {ORIGINAL_ROW!r}: it is in graph order; reorder its source")

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import anndata
 import h5py
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
-from unicoord_atlas.loaders.cell_names import with_python_names, write_columns, write_frame
+from unicoord_atlas.loaders.cell_names import TableByColumn, with_python_names, write_columns, write_frame
 from unicoord_atlas.loaders.graph_store import write_table
 from unicoord_atlas.loaders.row_file import RowFile
 
@@ -93,8 +92,7 @@ def write_cells(
     with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
         write_frame(group, "obs", obs)
         for key, columns in named.items():
-            empty = pd.DataFrame({name: np.zeros(0, np.float32) for name in columns.places})
-            write_columns(group["obsm"], key, empty, columns.cells, columns)
+            write_columns(group["obsm"], key, TableByColumn(columns.cells, list(columns.places), columns))
     add_tables(path, tables)
 
 

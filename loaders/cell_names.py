@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -12,9 +14,13 @@ import zarr
 from zarr.core.dtype import VariableLengthUTF8
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 TEXT = pa.large_string()
+_ALL = slice(None)
 _AT_ONCE = 1 << 16
 """Names that are texts of Python's at a time; also a chunk of the array on disk."""
 
@@ -57,42 +63,65 @@ class FrameColumns:
         """(n,) values of a column."""
         return anndata.io.read_elem(self._table[name])
 
+    def names(self) -> pd.Index:
+        """(n,) the index, held by Arrow."""
+        return read_names(self._table)
+
+    def with_column(self, title: str, values: Any, order: NDArray[np.int64] | slice = _ALL) -> TableByColumn:
+        """All columns and one more, to be written; with `order`, which the further column has already, in that."""
+        old = ((name, self[name][order]) for name in self.columns)
+        return TableByColumn(self.names()[order], [*self.columns, title], chain(old, [(title, values)]))
+
+
+@dataclass(frozen=True, slots=True)
+class TableByColumn:
+    """A table to be written whose columns come one at a time: of a million cells a whole one takes 150 MB."""
+
+    names: pd.Index
+    """(n,) held by Arrow."""
+    titles: Sequence[str]
+    """Of the columns."""
+    columns: Iterable[tuple[str, Any]]
+    """Title and (n,) values of each."""
+
 
 def write_frame(root: zarr.Group, key: str, frame: pd.DataFrame) -> None:
     """Write a table as AnnData does, a column at a time; names that Arrow holds are written in pieces."""
-    if frame.index.dtype != "string[pyarrow]":
+    if frame.index.dtype == "string[pyarrow]":
+        columns = ((str(title), _plain(frame[title].array)) for title in frame)
+        write_columns(root, key, TableByColumn(frame.index, [str(title) for title in frame], columns))
+    else:
         anndata.io.write_elem(root, key, frame)
-        return
-    columns = ((str(name), _plain(frame[name].array)) for name in frame)
-    write_columns(root, key, frame.iloc[:0], frame.index, columns)
 
 
-def write_columns(
-    root: zarr.Group, key: str, empty: pd.DataFrame, names: pd.Index, columns: Iterable[tuple[str, Any]]
-) -> None:
-    """Write a table whose columns come one at a time and whose names are held by Arrow.
+def put_aside(folder: Path, frame: pd.DataFrame) -> FrameColumns:
+    """The same table in a folder, so that it need not stay in memory."""
+    root: Any = zarr.open_group(folder, mode="w", zarr_format=3)
+    write_frame(root, "table", frame)
+    return FrameColumns(root["table"])
 
-    Parameters
-    ----------
-    empty
-        A table with the same columns and no rows.
-    """
-    anndata.io.write_elem(root, key, empty.set_axis(pd.Index([], dtype=object)))
+
+def write_columns(root: zarr.Group, key: str, table: TableByColumn) -> None:
+    """Write a table whose names are held by Arrow."""
+    empty = pd.DataFrame(
+        columns=list(table.titles), index=pd.Index([], dtype=object, name=table.names.name), dtype=float
+    )
+    anndata.io.write_elem(root, key, empty)
     group: Any = root[key]
-    for column, values in columns:
-        anndata.io.write_elem(group, column, values)
+    for title, values in table.columns:
+        anndata.io.write_elem(group, title, values)
     name = group.attrs["_index"]
     attributes = dict(group[name].attrs)
     array = group.create_array(
         name,
-        shape=(len(names),),
-        chunks=(min(_AT_ONCE, max(len(names), 1)),),
+        shape=(len(table.names),),
+        chunks=(min(_AT_ONCE, max(len(table.names), 1)),),
         dtype=VariableLengthUTF8(),
         attributes=attributes,
         overwrite=True,
     )
-    for start in range(0, len(names), _AT_ONCE):
-        array[start : start + _AT_ONCE] = names[start : start + _AT_ONCE].to_numpy(object)
+    for start in range(0, len(table.names), _AT_ONCE):
+        array[start : start + _AT_ONCE] = table.names[start : start + _AT_ONCE].to_numpy(object)
 
 
 def _plain(values: Any) -> Any:

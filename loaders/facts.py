@@ -32,7 +32,7 @@ _LARGEST = np.iinfo(np.uint32).max
 class SourceFacts:
     """What was counted in one source, or in one block of it."""
 
-    entries_n: NDArray[np.int64]
+    entries_n: NDArray[np.int32]
     """(n,) non-zeros of each cell in the atlas's genes."""
     num_empty: int
     """Cells without any."""
@@ -82,7 +82,7 @@ def collect_facts(
     for part in in_order(of_block, source.cuts(rows_per_block), threads):
         parts.append(part)
         progress(len(part.entries_n))
-        if len(parts) == 64:  # sums of g numbers a block would add up to much in a large source
+        if len(parts) == 16:  # sums of g numbers a block would add up to much in a large source
             parts = [join_facts(parts, len(gene_map.measured_g))]
     return join_facts(parts, len(gene_map.measured_g))
 
@@ -92,7 +92,7 @@ def block_facts(block: CsrBlock, gene_map: GeneMap, max_fraction: float | None) 
     num_genes = len(gene_map.measured_g)
     mapped = remap(block, gene_map, num_genes)
     sums_n = row_sums(mapped.indptr, mapped.data)
-    entries_n = np.diff(mapped.indptr)
+    entries_n = np.diff(mapped.indptr).astype(np.int32)
     dominated_g = np.zeros(num_genes, np.int64)
     if max_fraction is not None:
         over = mapped.data > np.repeat(max_fraction * sums_n, entries_n)
@@ -111,7 +111,7 @@ def block_facts(block: CsrBlock, gene_map: GeneMap, max_fraction: float | None) 
 def join_facts(parts: Sequence[SourceFacts], num_genes: int) -> SourceFacts:
     """Facts of consecutive blocks or sources together."""
     return SourceFacts(
-        np.concatenate([np.zeros(0, np.int64), *(part.entries_n for part in parts)]),
+        np.concatenate([np.zeros(0, np.int32), *(part.entries_n for part in parts)]),
         num_empty=sum(part.num_empty for part in parts),
         largest=max((part.largest for part in parts), default=0.0),
         total=sum(part.total for part in parts),

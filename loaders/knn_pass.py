@@ -21,12 +21,11 @@ from unicoord_atlas.neighbors.knn import (
     build_lists,
     choose_probes,
     empty_lists,
-    fill_lists,
-    let_go_of_lists,
     lists_of,
     load_lists,
     nearest,
     needs_lists,
+    put_lists_in_file,
     recall,
     save_lists,
     search_in_one_thread,
@@ -140,7 +139,8 @@ def _by_lists(points: RowFile, seed: int) -> tuple[RowFile, Path]:
         sorted_points.next_row = 0
         for start, stop in pieces(len(rows_n)):
             sorted_points.append(points_nd[rows_n[start:stop]])
-        fill_lists(index, sorted_points.anywhere(), list_n[rows_n])
+        ends_l = np.cumsum(np.bincount(list_n, minlength=index.nlist))
+        put_lists_in_file(index, folder / "by_list.entries", sorted_points.anywhere(), ends_l)
         save_lists(index, lists)
     return sorted_points, order
 
@@ -202,9 +202,6 @@ def _neighbors_of_piece(task: KnnTask, rows: Rows) -> tuple[NDArray[np.int32], N
     points_nd = task.open_points()
     queries = np.arange(*rows)
     found = [nearest(points_nd, queries, members, search, task.k) for members, search in _searches(task)]
-    for _, search in _searches(task):
-        if isinstance(search, ListSearch):
-            let_go_of_lists(search.index)
     rows_nk = np.concatenate([rows for rows, _ in found], axis=1)
     if task.order is not None:
         rows_nk = np.load(task.order, mmap_mode="r")[rows_nk]

@@ -38,12 +38,12 @@ class RowFile:
         self._reached(self.next_row + len(values))
 
     def put_in_place(self, source: RowFile, places_n: NDArray[np.int64]) -> None:
-        """All rows at once: row i of another table becomes row places_n[i]."""
-        target = np.memmap(self.path, self.dtype, "w+", shape=self.shape)
-        for start in range(0, self.shape[0], _ROWS):
-            target[places_n[start : start + _ROWS]] = source[start : start + _ROWS]
-        target.flush()
-        self._reached(self.shape[0])
+        """All rows from `next_row` on: row i of another table becomes row places_n[i]."""
+        source_row_n = np.empty_like(places_n)
+        source_row_n[places_n] = np.arange(len(places_n))
+        rows = source.anywhere()
+        for start in range(self.next_row, self.shape[0], _ROWS):
+            self.append(rows[source_row_n[start : start + _ROWS]])
 
     def _reached(self, next_row: int) -> None:
         self.next_row = next_row

@@ -6,6 +6,7 @@ A file's matrices are opened one by one, when asked for: a broken layer that nob
 from __future__ import annotations
 
 import errno
+import sys
 import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -100,7 +101,7 @@ class AnnDataFile:
         """The genes of X and layers, or of raw."""
         place = self._places["raw"].replace("X", "var") if name == "raw" else "var"
         with reading(self.path, place):
-            return self._table(place)
+            return shared_texts(self._table(place))
 
     def obs(self) -> pd.DataFrame:
         """The cells."""
@@ -168,7 +169,7 @@ class TenxFile:
                 symbols, columns = _texts(features["name"]), {"gene_ids": _texts(features["id"])}
                 if "feature_type" in features:
                     columns["feature_types"] = _texts(features["feature_type"])
-            return pd.DataFrame(columns, index=pd.Index(symbols, dtype=object))
+            return shared_texts(pd.DataFrame(columns, index=pd.Index(symbols, dtype=object)))
 
     def obs(self) -> pd.DataFrame:
         """Barcodes and nothing else."""
@@ -185,6 +186,19 @@ def text_categories(values: pd.Series) -> pd.Categorical:
     """An object column as a categorical of its texts; whatever pandas calls missing stays missing."""
     texts = values.map(str, na_action="ignore")
     return pd.Categorical(texts)
+
+
+def shared_texts(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with each of its texts in memory once: the sources of an atlas name the same genes."""
+
+    def shared(values: Any) -> NDArray[np.object_]:
+        return np.array([sys.intern(value) if type(value) is str else value for value in values], object)
+
+    if table.index.dtype.kind == "O":
+        table.index = pd.Index(shared(table.index), dtype=object, name=table.index.name)
+    for column in table.columns[[dtype.kind == "O" and isinstance(dtype, np.dtype) for dtype in table.dtypes]]:
+        table[column] = shared(table[column])
+    return table
 
 
 def _texts(dataset: Any) -> NDArray[np.object_]:

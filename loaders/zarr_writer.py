@@ -23,7 +23,7 @@ from zarr.codecs import BloscCodec
 from unicoord_atlas.errors import DataError
 
 from . import zarr_layout as names
-from .cell_names import write_frame
+from .cell_names import TableByColumn, write_columns, write_frame
 from .shard_file import MISSING, encode_index, read_index
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def remove_unfinished(out: Path) -> None:
 def finish_store(
     out: Path,
     layout: MatrixLayout,
-    obs: pd.DataFrame,
+    obs: pd.DataFrame | TableByColumn,
     var: pd.DataFrame,
     schema: AtlasSchema,
     normalization: Normalization,
@@ -291,6 +291,8 @@ def write_tables(root: zarr.Group, tables: Mapping[str, Any]) -> None:
         for key, element in {**tables, **{key: {} for key in EMPTY}}.items():
             if isinstance(element, pd.DataFrame):
                 write_frame(root, key, element)
+            elif isinstance(element, TableByColumn):
+                write_columns(root, key, element)
             else:
                 anndata.io.write_elem(root, key, element)
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")  # anndata writes it likewise

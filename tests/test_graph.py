@@ -301,6 +301,21 @@ def test_lists_are_let_go_of_and_found_again(tmp_path):
     assert [re.search(r"Rss:\s+(\d+)", part)[1] for part in pages] == ["0"]
 
 
+def test_lists_in_a_file_are_those_in_memory(tmp_path):
+    pytest.importorskip("faiss")
+    points = np.random.default_rng(0).normal(size=(5_000, 10)).astype(np.float32)
+    empty = knn.empty_lists(points, 0)
+    lists = knn.lists_of(empty, points)
+    order = np.argsort(lists, kind="stable")
+    ends = np.cumsum(np.bincount(lists, minlength=empty.nlist))
+    knn.put_lists_in_file(empty, tmp_path / "entries", points[order], ends)
+    knn.save_lists(empty, tmp_path / "lists")
+    expected = knn.ListSearch(knn.build_lists(points, 0), 20).candidates(points[:3000], 5)
+    for index in (empty, knn.load_lists(tmp_path / "lists")):
+        found = order[knn.ListSearch(index, 20).candidates(points[:3000], 5)]
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_fewer_genes_than_components(tmp_path):
     path = store_of(tmp_path / "atlas.zarr", clustered_counts(60, 10))
     assert build(path, num_pcs=50)["dims"] == 7  # three genes are never seen

@@ -32,7 +32,38 @@ _BLOCK = 1 << 16
 """Points that are read from a file together."""
 _LISTS_PER_ROOT = 2.0
 _POINTS_PER_LIST = 64
-_PROBES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)
+_PROBES = (
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    10,
+    12,
+    14,
+    16,
+    20,
+    24,
+    28,
+    32,
+    40,
+    48,
+    56,
+    64,
+    80,
+    96,
+    128,
+    192,
+    256,
+    512,
+    1024,
+    2048,
+    4096,
+)
+_SEARCHED = 1_024
+"""Queries after which the pages of lists in a file are given back."""
 
 
 class Points(Protocol):
@@ -107,7 +138,10 @@ class ListSearch:
     def candidates(self, queries_md: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         """Those of the nearest lists."""
         self.index.nprobe = self.probes
-        found: NDArray[np.int64] = self.index.search(queries_md, count)[1]
+        found = np.empty((len(queries_md), count), np.int64)
+        for start in range(0, len(queries_md), _SEARCHED):
+            found[start : start + _SEARCHED] = self.index.search(queries_md[start : start + _SEARCHED], count)[1]
+            let_go_of_lists(self.index)
         return found
 
 
@@ -165,8 +199,34 @@ def fill_lists(index: Any, points_nd: Points, list_n: NDArray[np.int64]) -> None
         index.add_core(len(lists), faiss.swig_ptr(block_nd), None, faiss.swig_ptr(lists))
 
 
+def put_lists_in_file(index: Any, path: Path, points_nd: Points, ends_l: NDArray[np.int64]) -> None:
+    """Give an empty index its lists, which lie in a file of their own and never in memory.
+
+    Parameters
+    ----------
+    points_nd
+        The points, list after list.
+    ends_l
+        Where each list ends.
+    """
+    faiss = import_faiss()
+    path = path.absolute()  # the index keeps it, for a process that may stand elsewhere
+    with path.open("wb") as file:  # written, not mapped: a full disk is an error then, not a signal
+        for start, stop in zip([0, *ends_l[:-1].tolist()], ends_l.tolist(), strict=True):
+            file.write(np.ascontiguousarray(points_nd[start:stop]).data)
+            file.write(np.arange(start, stop, dtype=np.int64).data)
+    sizes_l = np.diff(ends_l, prepend=0).astype(np.uint64)
+    lists = faiss.OnDiskInvertedLists(index.nlist, index.code_size, str(path))
+    lists.set_all_lists_sizes(faiss.swig_ptr(sizes_l))
+    lists.totsize, lists.read_only = path.stat().st_size, True
+    lists.do_mmap()
+    index.replace_invlists(lists, True)
+    lists.this.disown()
+    index.ntotal = int(ends_l[-1])
+
+
 def save_lists(index: Any, path: Path) -> None:
-    """Write an index; it appears under its name whole."""
+    """Write an index, but for lists that lie in a file of their own; it appears under its name whole."""
     partial = path.with_suffix(".partial")
     import_faiss().write_index(index, str(partial))
     partial.replace(path)
@@ -175,8 +235,10 @@ def save_lists(index: Any, path: Path) -> None:
 def load_lists(path: Path) -> Any:
     """Read an index, mapped into memory: processes share it."""
     faiss = import_faiss()
-    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     lists = faiss.downcast_InvertedLists(index.invlists)
+    if lists.ptr is None:  # they lie in a file of their own
+        lists.do_mmap()
     lists.prefetch_nthread = 0  # 32 threads that read ahead what the cache has take as long as the search
     return index
 

@@ -34,7 +34,7 @@ def split_order(points_nd: Points, leaf: int = 64) -> NDArray[np.int64]:
         sample_sd = points_nd[np.sort(rows[:: max(1, len(rows) // _SAMPLE)])]
         widest = int(np.argmax(np.var(sample_sd, axis=0, dtype=np.float64)))
         blocks = range(0, len(rows), _ROWS)
-        values = np.concatenate([points_nd[rows[first : first + _ROWS]][:, widest] for first in blocks])
+        values = np.concatenate([points_nd[rows[first : first + _ROWS]][:, widest].copy() for first in blocks])
         middle = len(rows) // 2
         order[start:stop] = rows[np.argpartition(values, middle, kind="introselect")]
         parts += [(start, start + middle), (start + middle, stop)]
