@@ -30,9 +30,12 @@ def draw_confusion(confusion: pd.DataFrame, label: str, path: Path) -> None:
     size = 2 + 0.35 * max(confusion.shape)
     room = [0.085 * max(map(len, names)) for names in (truth, predicted)]  # beside and below
     figure, axes = plt.subplots(figsize=(size + 1 + room[0], size + room[1]), layout="constrained")
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axes.set_xticks(range(len(predicted)), predicted, rotation=90)
-    axes.set_yticks(range(len(truth)), truth)
+    # As an image the matrix would be resampled to the figure's pixels: of a hundred classes, gigabytes.
+    image = axes.pcolormesh(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    axes.set_xticks(np.arange(len(predicted)) + 0.5, predicted, rotation=90)
+    axes.set_yticks(np.arange(len(truth)) + 0.5, truth)
     axes.set(title=f"{label}: share of each true class", xlabel="predicted", ylabel="truth")
     figure.colorbar(image, ax=axes, shrink=0.7)
     _save(figure, path)

@@ -6,7 +6,6 @@ import sys
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import anndata
 import pandas as pd
 
 from unicoord_atlas.calls import CallRule
@@ -153,15 +152,14 @@ def _finish(
     obs = with_python_names(obs)
     mapped_from = {"reference": options.reference.name, "profile_share": coverage.profile_share}
     named = named_columns(reference, files.tables["X_unicoord"], obs.index)
-    tables = {key: columns.frame() for key, columns in named.items()}
-    adata = anndata.AnnData(obs=obs, obsm=tables, uns={"unicoord": facts_of(reference) | mapped_from})
-    write_output(adata, options.out, [options.query, options.reference], files.tables)
+    uns = {"unicoord": facts_of(reference) | mapped_from}
+    write_output(options.out, [options.query, options.reference], obs, named, files.tables, uns)
     if options.csv:
         with finished_file(options.csv) as partial:
             obs.to_csv(partial)
     return {
         "mapped": str(options.out),
-        "cells": adata.n_obs,
+        "cells": len(obs),
         "genes_found": coverage.num_found,
         "profile_share": coverage.profile_share,
         "predictions": say_predictions(obs, reference),

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from unicoord_atlas.schema import LabelColumn
 
 OBSM = "obsm:"
+_STRETCH = 131_072
+"""Rows of a table that are in memory together: a shard of it."""
 
 
 class Latents:
@@ -79,11 +81,13 @@ class RowsOfTable:
         return int(self._table.shape[0])
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """These rows, ascending; those that lie close together are cut out of what lies between."""
+        """These rows, ascending, cut out of the stretches of the table that hold them."""
+        parts = np.split(rows, np.flatnonzero(np.diff(rows // _STRETCH)) + 1)
+        return np.concatenate([self._cut_out(part) for part in parts])
+
+    def _cut_out(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         first, stop = int(rows[0]), int(rows[-1]) + 1
-        if stop - first <= 4 * len(rows):
-            return np.asarray(self._table[first:stop], np.float32)[rows - first]
-        return np.asarray(self._table.oindex[rows], np.float32)
+        return np.asarray(self._table[first:stop], np.float32)[rows - first]
 
 
 @dataclass(frozen=True)

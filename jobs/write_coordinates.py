@@ -50,17 +50,21 @@ def table_files(out: Path) -> Iterator[TableFiles]:
 
 
 def write_output(
-    adata: anndata.AnnData, out: Path, inputs: Sequence[Path], tables: Mapping[str, RowFile] | None = None
+    out: Path,
+    inputs: Sequence[Path],
+    obs: pd.DataFrame,
+    named: Mapping[str, NamedColumns],
+    tables: Mapping[str, RowFile],
+    uns: Mapping[str, object],
 ) -> None:
-    """Write .h5ad or .zarr aside, with tables for obsm, and rename."""
+    """Write cells without counts as .h5ad or .zarr, aside, and rename; see `write_cells`."""
     if out.suffix == ".zarr":
         with finished_directory(out, inputs, {}) as partial:
-            write_anndata(adata, partial)
-            add_tables(partial, tables or {})
+            write_cells(partial, obs, named, tables, uns)
     else:
         with finished_file(out) as partial:
-            write_anndata(adata, partial)
-            _add_to_hdf5(partial, tables or {})
+            write_anndata(anndata.AnnData(obs=with_python_names(obs), uns=dict(uns)), partial)
+            _add_to_hdf5(partial, named, tables)
 
 
 def write_anndata(adata: anndata.AnnData, path: Path) -> None:
@@ -108,8 +112,15 @@ def add_tables(path: Path, tables: Mapping[str, RowFile]) -> None:
         zarr.consolidate_metadata(str(path))
 
 
-def _add_to_hdf5(path: Path, tables: Mapping[str, RowFile]) -> None:
+def _add_to_hdf5(path: Path, named: Mapping[str, NamedColumns], tables: Mapping[str, RowFile]) -> None:
     with h5py.File(path, "r+") as file:
+        for key, columns in named.items():
+            empty = pd.DataFrame(index=columns.cells[:0], columns=list(columns.places), dtype=float)
+            anndata.io.write_elem(file["obsm"], key, empty)
+            group = file[f"obsm/{key}"]
+            for title, values in columns:
+                anndata.io.write_elem(group, title, values, dataset_kwargs={"compression": "gzip"})
+            anndata.io.write_elem(group, group.attrs["_index"], columns.cells.to_numpy(object))
         for key, table in tables.items():
             rows = min(_ROWS, table.shape[0])
             data = file["obsm"].create_dataset(

@@ -172,6 +172,8 @@ def test_supervised_sets_reach_a_query_by_name_and_its_table_of_activities(made,
     table = cells.obsm["X_gene_sets"]
     assert list(table.columns) == titles
     np.testing.assert_array_equal(table.to_numpy(), cells.obsm["X_unicoord"][:, :3])
+    map_query.run(map_query.MapQueryOptions(tmp_path / "new.h5ad", tmp_path / "reference", tmp_path / "mapped.zarr"))
+    pd.testing.assert_frame_equal(anndata.read_zarr(tmp_path / "mapped.zarr").obsm["X_gene_sets"], table)
     parents = cells.obs["cell_type_predicted"].astype(str).map({"B": "Lymphoid", "T": "Lymphoid", "Mono": "Myeloid"})
     assert (parents == cells.obs["cell_type_level1_predicted"].astype(str)).all()
     metrics = json.loads((tmp_path / "reference" / "config.json").read_text())["metrics"]

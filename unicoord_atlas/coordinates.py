@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from .allocator import give_back_freed_memory
 from .calls import Caller, CallRule
 from .lineage import Tie, consistent_codes
 from .version import __version__
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _ROWS = 65_536
 """Of a table that is read from a file at a time."""
+_BATCHES = 16
+"""After which freed memory is given back."""
 _COLUMNS = 8
 """Of a table that are in memory together: its file is read once for each so many."""
 
@@ -134,13 +137,15 @@ def annotated(
     columns = _Columns(reference, len(obs), rule, reference.config.ties if consistent else ())
     tables: dict[str, Table] = {}
     with tqdm(total=len(obs), desc=title, unit="cell", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-        for part in reference.annotate(batches, measured_g, novelty=rule is not None):
+        for number, part in enumerate(reference.annotate(batches, measured_g, novelty=rule is not None), start=1):
             for key, values in _tables(part, probabilities).items():
                 if key not in tables:
                     tables[key] = make_table(key, len(obs), values.shape[1])
                 tables[key].append(values)
             columns.put(part)
             bar.update(len(part.encoded.rows))
+            if number % _BATCHES == 0:
+                give_back_freed_memory()  # batches of different sizes leave gaps, which add up to half a gigabyte
     return columns.added_to(obs)
 
 

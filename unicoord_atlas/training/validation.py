@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from unicoord_atlas.allocator import give_back_freed_memory
+
 from .metrics import RunningMeans
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def validate(run: Training) -> dict[str, float]:
     if run.validation is None:
         return {}
     run.model.eval()
+    give_back_freed_memory()  # what is free after an epoch is in pieces that batches of another kind do not fit in
     means = RunningMeans()
     for batch in run.bar(run.validation, len(run.validation), "validation"):
         on_device = batch.to(run.accelerator.device)
