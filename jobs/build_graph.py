@@ -15,6 +15,7 @@ import zarr
 from rich.console import Console
 from tqdm import tqdm
 
+from unicoord_atlas.allocator import give_back_freed_memory
 from unicoord_atlas.errors import AlreadyDone, ConfigError, DataError
 from unicoord_atlas.loaders.graph_pass import RunPieces, components_of_genes, moments_of_amounts, write_scores
 from unicoord_atlas.loaders.graph_store import fingerprint_of, write_matrix, write_table
@@ -133,6 +134,7 @@ def _build(
         result |= facts
     else:
         points = _given_points(partial, store, options.use_rep)
+    give_back_freed_memory()
     compared = _unit_points(partial, points) if options.metric == "cosine" else points
     task = prepare_groups(
         compared,
@@ -149,6 +151,7 @@ def _build(
     }
     _say_search(task, result, console)
     indices, distances = _neighbors(partial, task, run_pieces)
+    give_back_freed_memory()
     write_matrix(group.require_group("obsp"), DISTANCES, distance_matrix(partial, indices, distances))
     weights = connectivity_matrix(partial, indices, distances)
     write_matrix(group["obsp"], CONNECTIVITIES, weights)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from unicoord_atlas.allocator import share_one_heap
 from unicoord_atlas.errors import AlreadyDone, UnicoordError, UsageError
 
 from .browse_command import add_browse
@@ -224,6 +225,7 @@ add_simulate(app)
 
 def main() -> None:
     """Entry point: runs a command and turns errors into one line and an exit code."""
+    share_one_heap()
     code = run_command(app)
     if _ONE_OF_SEVERAL in os.environ:
         # Threads of gloo that outlive their group abort a process that ends on a busy machine: it would seem to fail.

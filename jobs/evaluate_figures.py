@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _GAP = 0.02
 _LONGEST = 50
+_MOST_PIXELS = 4_000
+"""Of a side of a figure."""
 _COLORS = plt.get_cmap("tab20")
 
 
@@ -92,5 +94,6 @@ def _name(axes: Axes, starts: np.ndarray, widths: np.ndarray, names: list[str], 
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=150)
+    # A matrix of a hundred classes is a metre wide: in full, its pixels would take gigabytes to be made and read.
+    figure.savefig(path, dpi=min(150, _MOST_PIXELS / max(figure.get_size_inches())))
     plt.close(figure)

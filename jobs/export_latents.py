@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from unicoord_atlas.allocator import give_back_freed_memory
 from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.coordinates import annotated, facts_of, named_columns
 from unicoord_atlas.errors import DataError, UsageError
@@ -96,6 +97,7 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
 
 def _write(partial: Path, reference: ReferenceModel, obs: pd.DataFrame, files: TableFiles) -> None:
     """All of the output, of tables that lie in files: memory grows with obs alone."""
+    give_back_freed_memory()
     coordinates = files.tables["X_unicoord"]
     named = named_columns(reference, coordinates, obs.index)
     write_cells(partial, obs, named, files.tables, {"unicoord": facts_of(reference)})

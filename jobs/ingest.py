@@ -191,10 +191,11 @@ def join_cells(sources: Sequence[FileSource], rules: LabelRules) -> tuple[pd.Dat
         unseen += [f"{source.name}:{value}" for value in unseen_values(source.name, obs, rules)]
         parts.append(found)
         tables.append(obs[[SOURCE, *(column for column in obs if column != SOURCE and column not in found)]])
+    give_back_freed_memory()
     obs = join_obs(tables, [source.name for source in sources])
     columns = []
     for place, name in enumerate(rules.columns, start=1):
-        values, column = join_labels(name, [found[name] for found in parts])
+        values, column = join_labels(name, [found.pop(name) for found in parts])
         columns.append(column)
         if name == SOURCE:
             obs[name] = values

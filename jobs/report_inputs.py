@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from unicoord_atlas.schema import LabelColumn
 
 OBSM = "obsm:"
-_STRETCH = 131_072
-"""Rows of a table that are in memory together: a shard of it."""
+_STRETCH = 65_536
+"""Rows of a table that are in memory together."""
 
 
 class Latents:
@@ -49,8 +49,7 @@ class Latents:
 
     def table(self, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(rows, width) of a table of obsm."""
-        table = self._group[f"obsm/{key}"]
-        return np.asarray(table[:] if len(rows) == len(self.obs) else table.oindex[rows], np.float32)
+        return self.rows_of(key)[rows]
 
     def rows_of(self, key: str) -> RowsOfTable:
         """The same, read as it is indexed."""

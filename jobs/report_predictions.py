@@ -89,8 +89,8 @@ def continuous_section(inputs: Inputs, album: Album) -> tuple[Section, Numbers]:
     if missing := len(inputs.supervised) - len(names):
         lines.append(f"{missing} dimensions are left out: --atlas ATLAS gives the table that is their truth.")
     at = [inputs.reference.dims.index(name) for name in names]
-    found = pd.DataFrame(inputs.latents.table("X_unicoord", rows)[:, at].astype(np.float64), columns=names)
-    truth = pd.DataFrame(inputs.held_out.values_vc.astype(np.float64), columns=names)
+    found = pd.DataFrame(inputs.latents.table("X_unicoord", rows)[:, at], columns=names)
+    truth = pd.DataFrame(inputs.held_out.values_vc, columns=names)
     numbers = {name: _agreement(truth[name], found[name]) for name in names}
     table = [(name, *each.values()) for name, each in numbers.items()]
     return (
@@ -142,9 +142,10 @@ def _class_table(name: str, classes: pd.DataFrame) -> Table:
 
 def _agreement(truth: pd.Series, found: pd.Series) -> dict[str, float]:
     known = truth.notna()
-    gaps = (truth - found)[known]
+    truth, found = (values[known].astype(np.float64) for values in (truth, found))
+    gaps = truth - found
     return {
         "cells": int(known.sum()),
-        "pearson": float(truth[known].corr(found[known])),
+        "pearson": float(truth.corr(found)),
         "rmse": float(np.sqrt((gaps**2).mean())),
     }

@@ -134,7 +134,9 @@ def _add_to_hdf5(path: Path, named: Mapping[str, NamedColumns], tables: Mapping[
 def write_parquet(path: Path, obs: pd.DataFrame, dims: Sequence[str], coordinates: RowFile) -> None:
     """One row a cell: its name, obs, and every dimension of X_unicoord by name."""
     names = [f"unicoord_{name}" for name in dims]
-    schema = pa.Schema.from_pandas(obs, preserve_index=True)  # of all rows: the first may lack what later ones have
+    # Of all rows if there are texts, of which the first may lack what later ones have.
+    texts = any(dtype.kind == "O" and not isinstance(dtype, pd.CategoricalDtype) for dtype in obs.dtypes)
+    schema = pa.Schema.from_pandas(obs if texts else obs.iloc[:0], preserve_index=True)
     for name in names:
         schema = schema.append(pa.field(name, pa.float32()))
     with pq.ParquetWriter(path, schema) as writer:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TEXT = pa.large_string()
-_ALL = slice(None)
 _AT_ONCE = 1 << 16
 """Names that are texts of Python's at a time; also a chunk of the array on disk."""
 
@@ -46,6 +45,21 @@ def read_names(table: Any) -> pd.Index:
     return arrow_index(parts).rename(title)
 
 
+class StoredNames:
+    """The index of a table that `write_frame` wrote, read where it is sliced."""
+
+    def __init__(self, table: Any) -> None:
+        key = table.attrs["_index"]
+        self._array = table[key]
+        self.name = None if key == "_index" else key
+
+    def __len__(self) -> int:
+        return int(self._array.shape[0])
+
+    def __getitem__(self, rows: slice) -> pd.Index:
+        return pd.Index(self._array[rows].astype(object))
+
+
 def read_frame(table: Any, columns: Iterable[str] | None = None) -> pd.DataFrame:
     """A table that AnnData or `write_frame` wrote to Zarr, all columns or these; names held by Arrow."""
     chosen = table.attrs["column-order"] if columns is None else columns
@@ -63,22 +77,21 @@ class FrameColumns:
         """(n,) values of a column."""
         return anndata.io.read_elem(self._table[name])
 
-    def names(self) -> pd.Index:
-        """(n,) the index, held by Arrow."""
-        return read_names(self._table)
-
-    def with_column(self, title: str, values: Any, order: NDArray[np.int64] | slice = _ALL) -> TableByColumn:
+    def with_column(self, title: str, values: Any, order: NDArray[np.int64] | None = None) -> TableByColumn:
         """All columns and one more, to be written; with `order`, which the further column has already, in that."""
-        old = ((name, self[name][order]) for name in self.columns)
-        return TableByColumn(self.names()[order], [*self.columns, title], chain(old, [(title, values)]))
+        titles, last = [*self.columns, title], [(title, values)]
+        if order is None:
+            return TableByColumn(StoredNames(self._table), titles, chain(((n, self[n]) for n in self.columns), last))
+        moved = ((name, self[name][order]) for name in self.columns)
+        return TableByColumn(read_names(self._table).take(order), titles, chain(moved, last))
 
 
 @dataclass(frozen=True, slots=True)
 class TableByColumn:
     """A table to be written whose columns come one at a time: of a million cells a whole one takes 150 MB."""
 
-    names: pd.Index
-    """(n,) held by Arrow."""
+    names: pd.Index | StoredNames
+    """(n,)"""
     titles: Sequence[str]
     """Of the columns."""
     columns: Iterable[tuple[str, Any]]
@@ -102,7 +115,7 @@ def put_aside(folder: Path, frame: pd.DataFrame) -> FrameColumns:
 
 
 def write_columns(root: zarr.Group, key: str, table: TableByColumn) -> None:
-    """Write a table whose names are held by Arrow."""
+    """Write a table a column, and its names a piece, at a time."""
     empty = pd.DataFrame(
         columns=list(table.titles), index=pd.Index([], dtype=object, name=table.names.name), dtype=float
     )

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from .weights_pass import CsrFiles
 
 _INNER_CHUNK = 65_536
-_CHUNKS_PER_SHARD = 128
-"""A shard holds 2**23 entries: 32 MiB before compression."""
+_CHUNKS_PER_SHARD = 64
+"""A shard holds 2**22 entries: 16 MiB before compression."""
 _ROWS_PER_CHUNK = 4_096
-_ROW_CHUNKS_PER_SHARD = 32
+_SHARD_BYTES = 1 << 24
+"""Of a table, at most, before compression: a shard is in memory while it is written."""
 
 
 def cells_fingerprint(manifest: Mapping[str, Any], index: str) -> str:
@@ -141,7 +142,8 @@ def write_matrix(group: Any, key: str, matrix: CsrFiles) -> None:
 def write_table(group: Any, key: str, table_nd: NDArray[np.float32] | RowFile | ReorderedTable) -> None:
     """Write a dense table with a row a cell as AnnData does, shard by shard."""
     num_rows, width = table_nd.shape
-    rows = _ROWS_PER_CHUNK * _ROW_CHUNKS_PER_SHARD
+    chunk_bytes = _ROWS_PER_CHUNK * max(width, 1) * table_nd.dtype.itemsize
+    rows = _ROWS_PER_CHUNK * max(_SHARD_BYTES // chunk_bytes, 1)
     array = group.create_array(
         key,
         shape=table_nd.shape,

@@ -24,18 +24,23 @@ if TYPE_CHECKING:
 def join_obs(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
     """The columns of all tables, in the order of first appearance; `names` are put before the cells' names.
 
+    Names and columns leave their tables as they are joined: both together would take twice the memory.
     Numbers stay numbers (with NaN where a source has no such column), booleans booleans, all else becomes texts.
     """
     columns = dict.fromkeys(column for table in tables for column in table.columns)
-    index = arrow_index(
-        pc.binary_join_element_wise(pa.scalar(name, TEXT), pa.array(table.index, TEXT), pa.scalar(":", TEXT))
-        for name, table in zip(names, tables, strict=True)
-    )
+    index = arrow_index([_take_names(table, name) for name, table in zip(names, tables, strict=True)])
     joined = {
-        str(column): join_column([t[column] if column in t else None for t in tables], [len(t) for t in tables])
+        str(column): join_column([t.pop(column) if column in t else None for t in tables], [len(t) for t in tables])
         for column in columns
     }
     return pd.DataFrame(joined, index=index)
+
+
+def _take_names(table: pd.DataFrame, source: str) -> pa.Array:
+    """The names of the cells after that of their source; the table is left without."""
+    names = pc.binary_join_element_wise(pa.scalar(source, TEXT), pa.array(table.index, TEXT), pa.scalar(":", TEXT))
+    table.index = pd.RangeIndex(len(table))
+    return names
 
 
 def rename_ours(obs: pd.DataFrame) -> pd.DataFrame:

@@ -174,7 +174,7 @@ def turn_csc(indptr: NDArray[np.int64], rows: Stretch, data: Stretch, num_rows: 
         per_row += np.bincount(part, minlength=num_rows)
     row_indptr = np.concatenate([[0], np.cumsum(per_row)])
     buckets = list(bounded_cuts(row_indptr, num_rows, 0, num_rows, _BUCKET_ENTRIES))
-    bucket_of_row = np.repeat(np.arange(len(buckets)), [b - a for a, b in buckets])
+    bucket_of_row = np.repeat(np.arange(len(buckets), dtype=np.int32), [b - a for a, b in buckets])
     row_file, column_file, value_file = (
         FileStretch(tempfile.TemporaryFile(dir=scratch), np.dtype(dtype), size)
         for dtype in (np.int32, np.int32, data.dtype)

@@ -47,7 +47,7 @@ _HEADER = np.dtype(
     ]
 )
 _STORED_PLAIN = 0x2
-_LET_GO_BYTES = 64 << 20
+_LET_GO_BYTES = 32 << 20
 """Decoded between two times that mapped pages are let go; mapping them again costs some hundredths of the decoding."""
 _GetItem = Callable[[int, int, int, int], int]
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .store import CellStore, CsrBuffer
 
 STATE_VERSION = 1
+_STORED_CELLS, _STORED_BYTES = 4_096, 1 << 27
+"""In memory together where cells come in the order of the store."""
 
 
 class CellStream:
@@ -49,7 +51,7 @@ class CellStream:
         (N,) how often each cell of the store is drawn in relation to the others, see `sampling`; an epoch has as many
         draws as there are cells with a weight.  None: each cell once.
     window_cells
-        Cells that are shuffled together; fewer where `memory_bytes` demands it.
+        Cells that are shuffled together; fewer where `memory_bytes` demands it, or where nothing is shuffled.
     block_cells
         Cells read in one piece.
     memory_bytes
@@ -98,6 +100,8 @@ class CellStream:
         self._num_workers = num_workers
         self._pinned = pinned
         cut = Cut(partition.world_size, batch_size, 1, block_cells)
+        if order == "stored":  # nothing is mixed
+            window_cells, memory_bytes = min(window_cells, _STORED_CELLS), min(memory_bytes, _STORED_BYTES)
         fits = min(window_cells, cells_in_memory(store, rows, block_cells, memory_bytes // (2 + 2 * num_workers)))
         self._cut = replace(cut, window_batches=max(fits // batch_size, 1))
         self._epoch = 0

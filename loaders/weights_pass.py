@@ -55,7 +55,7 @@ class EntryWriter:
 
     def append(self, rows: sp.csr_matrix) -> None:
         """Put the next rows."""
-        self._lengths.append(np.diff(rows.indptr).astype(np.int64))
+        self._lengths.append(np.diff(rows.indptr).astype(np.int32))
         for file, values, dtype in zip(self._files, (rows.indices, rows.data), (np.int32, np.float32), strict=True):
             file.write(np.ascontiguousarray(values, dtype).data)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -56,6 +58,12 @@ class SparseRows:
         torch.cumsum(keep, dim=0, out=kept_before[1:])
         data = self.data.to(torch.int32) if self.data.dtype in _UNSIGNED else self.data
         return SparseRows(kept_before[self.indptr], moved[keep].to(torch.int32), data[keep], num_genes)
+
+    def cut(self, rows: slice) -> SparseRows:
+        """Consecutive rows."""
+        indptr = self.indptr[rows.start : rows.stop + 1]
+        entries = slice(int(indptr[0]), int(indptr[-1]))
+        return SparseRows(indptr - indptr[0], self.indices[entries], self.data[entries], self.num_genes)
 
     def take(self, entries_m: Tensor) -> SparseRows:
         """The same rows with some of their entries: (m,) int64 positions, ascending."""
@@ -122,6 +130,15 @@ class MiniBatch:
     def part(self, counts: SparseRows, positions_m: Tensor) -> MiniBatch:
         """Some of its cells, whose counts the caller has taken; without their neighbourhood."""
         return self._with(counts, lambda tensor: tensor[positions_m])
+
+    def in_parts(self, most_entries: int) -> Iterator[MiniBatch]:
+        """Consecutive cells with at most so many entries together, or one cell; without their neighbourhoods."""
+        ends, start = self.counts.indptr.tolist(), 0
+        while start < len(self):
+            stop = max(bisect_right(ends, ends[start] + most_entries) - 1, start + 1)
+            cells = slice(start, min(stop, len(self)))
+            yield self._with(self.counts.cut(cells), itemgetter(cells))
+            start = cells.stop
 
     def _with(self, counts: SparseRows, change: Callable[[Tensor], Tensor]) -> MiniBatch:
         """Other counts, and what else there is of each cell, changed."""

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 _ROWS = 65_536
 """Of a table that is read from a file at a time."""
-_BATCHES = 16
+_ENTRIES = 1 << 20
+"""Of cells that are encoded together."""
+_BATCHES = 8
 """After which freed memory is given back."""
 _COLUMNS = 8
 """Of a table that are in memory together: its file is read once for each so many."""
@@ -137,7 +139,9 @@ def annotated(
     columns = _Columns(reference, len(obs), rule, reference.config.ties if consistent else ())
     tables: dict[str, Table] = {}
     with tqdm(total=len(obs), desc=title, unit="cell", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-        for number, part in enumerate(reference.annotate(batches, measured_g, novelty=rule is not None), start=1):
+        # Memory follows the counts of a minibatch, and neighbours of a cell with many have many.
+        small = (part for batch in batches for part in batch.in_parts(_ENTRIES))
+        for number, part in enumerate(reference.annotate(small, measured_g, novelty=rule is not None), start=1):
             for key, values in _tables(part, probabilities).items():
                 if key not in tables:
                     tables[key] = make_table(key, len(obs), values.shape[1])
@@ -182,7 +186,7 @@ class _Columns:
             self._novelty["novelty"][rows], self._novelty["novelty_p"][rows] = part.novelty, part.novelty_p
 
     def added_to(self, obs: pd.DataFrame) -> pd.DataFrame:
-        """A copy of obs with all columns."""
+        """Obs with all columns; what it had is shared with the given one."""
         added: dict[str, object] = {}
         for label in self._labels:
             name, categories = label.name, list(label.categories)
@@ -192,7 +196,10 @@ class _Columns:
                 caller = self._callers[name]
                 added[f"{name}_call"] = pd.Categorical.from_codes(self._calls[name], list(caller.categories))
                 added[f"{name}_call_level"] = pd.Categorical.from_codes(self._levels[name], list(caller.levels))
-        return obs.assign(**added, **self._novelty)
+        table = obs.copy(deep=False)
+        for name, values in (added | self._novelty).items():
+            table[name] = values
+        return table
 
 
 def _tables(part: Annotation, probabilities: bool) -> dict[str, NDArray[np.float32]]:

@@ -15,6 +15,8 @@ import numpy as np
 
 from unicoord_atlas.errors import ConfigError, DataError
 
+from .space_order import split_order
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -62,8 +64,8 @@ _PROBES = (
     2048,
     4096,
 )
-_SEARCHED = 1_024
-"""Queries after which the pages of lists in a file are given back."""
+SEARCHED, SEARCHED_APART = 1_024, 4
+"""Queries after which the pages of lists in a file are given back: of neighbours, and of a sample from everywhere."""
 
 
 class Points(Protocol):
@@ -134,13 +136,15 @@ class ListSearch:
 
     index: Any
     probes: int
+    at_once: int = SEARCHED
 
     def candidates(self, queries_md: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         """Those of the nearest lists."""
         self.index.nprobe = self.probes
         found = np.empty((len(queries_md), count), np.int64)
-        for start in range(0, len(queries_md), _SEARCHED):
-            found[start : start + _SEARCHED] = self.index.search(queries_md[start : start + _SEARCHED], count)[1]
+        for start in range(0, len(queries_md), self.at_once):
+            some = slice(start, start + self.at_once)
+            found[some] = self.index.search(queries_md[some], count)[1]
             let_go_of_lists(self.index)
         return found
 
@@ -181,6 +185,9 @@ def empty_lists(points_nd: Points, seed: int) -> Any:
     parts = np.split(chosen, np.searchsorted(chosen, starts[1:]))
     blocks = (points_nd[start : start + _BLOCK][rows - start] for start, rows in zip(starts, parts, strict=True))
     index.train(np.concatenate(list(blocks)))
+    centres_ld = index.quantizer.reconstruct_n(0, num_lists)
+    index.quantizer.reset()
+    index.quantizer.add(centres_ld[split_order(centres_ld, leaf=1)])  # lists that a query looks into stand together
     return index
 
 
@@ -335,7 +342,7 @@ def choose_probes(
     truth_mk = true_distances(points_nd, queries_m, members_n, k)
     num_lists = int(index.nlist)
     for probes in (*(p for p in _PROBES if p < num_lists), num_lists):
-        found_mk = nearest(points_nd, queries_m, members_n, ListSearch(index, probes), k)[1]
+        found_mk = nearest(points_nd, queries_m, members_n, ListSearch(index, probes, SEARCHED_APART), k)[1]
         if recall(found_mk, truth_mk) >= wanted:
             return probes
     raise DataError(f"a recall of {wanted} cannot be reached by looking into all {num_lists} lists")
