@@ -117,6 +117,17 @@ def any_toml(text):
             assert "run.toml" in str(error) and error.exit_code == CONFIG
 
 
+def any_manifest(found):
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "manifest.json").write_text(json.dumps(found))
+        try:
+            manifest = read_manifest(open_files(Path(name)))
+        except DataError as error:
+            assert name in str(error)
+        else:
+            assert manifest["format_version"] == 1 and isinstance(manifest["files"], dict)
+
+
 SETTINGS_DRAWN = st.dictionaries(
     st.sampled_from([*SECTIONS, "recipe"]) | st.text(max_size=5),
     JSON | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), JSON, max_size=4),
@@ -125,12 +136,14 @@ SETTINGS_DRAWN = st.dictionaries(
 TOML_DRAWN = st.binary(max_size=60) | st.text(
     st.sampled_from("[]{}=\"'.,#\n\\ abtrain.seed1e9_-+:TZ"), max_size=60
 ).map(str.encode)
+MANIFESTS = JSON | st.dictionaries(st.sampled_from(["format_version", "files", "additions", "inputs"]), JSON)
 FLIPS = st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4)
 CASES = {
     "tables": (any_table, tables()),
     "flipped bytes": (any_bytes, FLIPS),
     "settings": (any_settings, SETTINGS_DRAWN),
     "TOML": (any_toml, TOML_DRAWN),
+    "manifests": (any_manifest, MANIFESTS),
 }
 
 
@@ -145,18 +158,6 @@ def test_whatever_it_holds_it_is_taken_or_refused(case):
 def test_whatever_it_holds_it_is_taken_or_refused_many_times(case):
     function, values = CASES[case]
     MANY(given(values)(function))()
-
-
-@given(JSON | st.dictionaries(st.sampled_from(["format_version", "files", "additions", "inputs"]), JSON))
-def test_any_manifest_is_read_or_refused(tmp_path_factory, found):
-    path = tmp_path_factory.mktemp("any")
-    (path / "manifest.json").write_text(json.dumps(found))
-    try:
-        manifest = read_manifest(open_files(path))
-    except DataError as error:
-        assert str(path) in str(error)
-    else:
-        assert manifest["format_version"] == 1 and isinstance(manifest["files"], dict)
 
 
 @settings(max_examples=10)
