@@ -19,16 +19,18 @@ _COLUMNS = "columns.parquet"
 
 
 class PartTable:
-    """(n, width) float32 in a .npy file, filled from the first row to the last."""
+    """(n, width) float32 in a .npy file, filled from the first row on; written, not mapped: a disk may be full."""
 
     def __init__(self, path: Path, num_rows: int, width: int) -> None:
-        self._values = np.lib.format.open_memmap(path, "w+", np.float32, (num_rows, width))
-        self._next = 0
+        self._path = path
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": (num_rows, width)})
 
     def append(self, values: NDArray[np.float32]) -> None:
         """Put the next rows."""
-        self._values[self._next : self._next + len(values)] = values
-        self._next += len(values)
+        with self._path.open("ab") as file:
+            file.write(np.ascontiguousarray(values, np.float32).data)
 
 
 def table_maker(folder: Path) -> Callable[[str, int, int], PartTable]:

@@ -7,7 +7,14 @@ import pytest
 import zarr
 
 from unicoord_atlas.loaders import cell_names
-from unicoord_atlas.loaders.cell_names import arrow_index, read_names, with_python_names, write_frame
+from unicoord_atlas.loaders.cell_names import (
+    arrow_index,
+    put_aside,
+    read_names,
+    with_python_names,
+    write_columns,
+    write_frame,
+)
 
 NAMES = [f"lung:é{number}" for number in range(10)]
 
@@ -44,3 +51,15 @@ def test_names_become_python_s_again():
     back = with_python_names(pd.DataFrame({"x": range(10)}, index=ours))
     assert back.index.dtype == object and back.index.equals(theirs)
     assert with_python_names(back) is back
+
+
+@pytest.mark.parametrize("order", [None, np.arange(10)[::-1]])
+def test_a_table_put_aside_is_written_again_with_one_more_column(tmp_path, monkeypatch, order):
+    monkeypatch.setattr(cell_names, "_AT_ONCE", 4)
+    frame = pd.DataFrame({"kind": pd.Categorical(list("abcabcabca")), "flag": [True, None] * 5}, arrow_index([NAMES]))
+    frame["flag"] = frame["flag"].astype("boolean")
+    aside = put_aside(tmp_path / "aside", frame)
+    root = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    write_columns(root, "obs", aside.with_column("place", np.arange(10.0), order))
+    moved = with_python_names(frame if order is None else frame.iloc[order])
+    pd.testing.assert_frame_equal(anndata.io.read_elem(root["obs"]), moved.assign(place=np.arange(10.0)))

@@ -25,6 +25,21 @@ def _target(x: torch.Tensor, measured: torch.Tensor | None, sources: torch.Tenso
     return Target(order, rows.data[order.entries_z].to(x.dtype), sources, measured, parts)
 
 
+@pytest.mark.parametrize("most", [1, 30, 10_000])
+def test_parts_of_a_minibatch_are_its_cells(most):
+    counts, types = counts_of_types(50, 40)
+    counts[7] = 0
+    whole = minibatch(counts, types[:, None], counts[:, :2])
+    parts = list(whole.in_parts(most))
+    entries = [part.counts.data.shape[0] for part in parts]
+    assert all(n <= most or len(part) == 1 for n, part in zip(entries, parts))
+    assert most > 1 or len(parts) >= 49
+    np.testing.assert_array_equal(np.concatenate([part.counts.to_dense() for part in parts]), counts)
+    for name in ("rows_n", "size_factors_n", "codes_nl", "values_nc", "weights_n"):
+        joined = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(joined, getattr(whole, name))
+
+
 def test_some_entries_of_rows():
     """The first and the last row lose all of theirs."""
     dense = np.random.default_rng(0).poisson(1.0, (N, G)).astype(np.float32)

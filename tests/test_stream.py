@@ -9,6 +9,7 @@ from stores import plain_columns, random_counts, write_store
 from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import ConfigError, DataError
 from unicoord_atlas.loaders import CellStream, Partition, balanced_weights, open_store
+from unicoord_atlas.loaders import stream as stream_module
 from unicoord_atlas.loaders.store import CsrBuffer
 from unicoord_atlas.loaders.stream import cells_in_memory
 from unicoord_atlas.loaders.take_rows import take_rows, taken_indptr
@@ -222,6 +223,16 @@ def test_windows_keep_to_the_memory_budget(store):
     for _ in range(5):
         store.read_ranges(np.stack([starts, starts + 8], axis=1), Watched())
     assert max(read) * 2 <= budget // 2
+
+
+def test_windows_are_small_where_nothing_is_shuffled(store, monkeypatch):
+    monkeypatch.setattr(stream_module, "_STORED_CELLS", 16)
+    read, inner = [], store.read_ranges
+    monkeypatch.setattr(store, "read_ranges", lambda ranges, out: read.append(ranges) or inner(ranges, out))
+    for order, most in (("stored", 16), ("shuffled", NUM_ROWS)):
+        read.clear()
+        list(CellStream(store, plain_columns(store), batch_size=8, order=order))
+        assert max(int((ranges[:, 1] - ranges[:, 0]).sum()) for ranges in read) == most
 
 
 def test_a_damaged_shard_stops_the_stream_with_an_error(counts, tmp_path):

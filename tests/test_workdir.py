@@ -1,6 +1,9 @@
 import json
 import os
+import platform
 import resource
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 
@@ -12,6 +15,7 @@ from safetensors.numpy import save_file
 from unicoord_atlas.errors import AlreadyDone, DataError
 from unicoord_atlas.jobs import check
 from unicoord_atlas.jobs.workdir import finished_directory, finished_file
+from unicoord_atlas.loaders import row_file
 from unicoord_atlas.loaders.row_file import RowFile
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
 
@@ -207,3 +211,33 @@ def test_check_names_files_that_changed(tmp_path):
     (tmp_path / "out" / "result.txt").unlink()
     with pytest.raises(DataError, match=r"result.txt is missing"):
         check.run(tmp_path / "out")
+
+
+def test_rows_put_in_place_go_on_where_a_kill_stopped_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_file, "_ROWS", 3)
+    values, places = np.arange(20, dtype=np.float32).reshape(10, 2), np.random.default_rng(0).permutation(10)
+    source, target = (RowFile(tmp_path / name, 10, 2, np.float32) for name in ("source", "target"))
+    source.append(values)
+    append = RowFile.append
+
+    def killed(table, rows):
+        if table.next_row == 6:
+            raise Killed
+        append(table, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RowFile, "append", killed)
+        target.put_in_place(source, places)
+    again = RowFile(tmp_path / "target", 10, 2, np.float32)
+    assert again.next_row == 6
+    again.put_in_place(source, places)
+    np.testing.assert_array_equal(again[:][places], values)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+@pytest.mark.parametrize(("limit", "expected"), [({}, "True"), ({"MALLOC_ARENA_MAX": "3"}, "False")])
+def test_one_heap_for_all_threads_unless_the_environment_says_otherwise(limit, expected):
+    code = "from unicoord_atlas.allocator import share_one_heap; print(share_one_heap())"
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"} | limit
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == expected
