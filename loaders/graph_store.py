@@ -95,8 +95,10 @@ class Neighbors:
 def _open(store: CellStore) -> Any:
     try:
         return zarr.open_group(_files(store).zarr(), mode="r")
-    except zarr.errors.GroupNotFoundError:
-        raise UsageError(f"{store.uri}: only a Zarr atlas can hold a graph of neighbours") from None
+    except (zarr.errors.GroupNotFoundError, FileNotFoundError):  # the address of a SOMA is no path
+        raise UsageError(
+            f"{store.uri}: only a Zarr atlas can hold a graph of neighbours; make one with `unicoord-atlas convert`"
+        ) from None
 
 
 def _entry_reader(store: CellStore, name: str, array: Any) -> EntryReader:

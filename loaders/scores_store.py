@@ -67,8 +67,15 @@ def write_named_scores(
         anndata.io.write_elem(group.require_group("uns"), GENE_SETS_FACTS, dict(facts))
 
 
+def require_zarr(store: CellStore) -> None:
+    """UsageError if the store cannot be given scores."""
+    _group_of(store)
+
+
 def _group_of(store: CellStore) -> Any:
     try:
         return zarr.open_group(Path(store.uri), mode="r")
-    except zarr.errors.GroupNotFoundError:
-        raise UsageError(f"{store.uri}: only a Zarr atlas can be given scores") from None
+    except (zarr.errors.GroupNotFoundError, FileNotFoundError):  # the address of a SOMA is no path
+        raise UsageError(
+            f"{store.uri}: only a Zarr atlas can be given scores; make one with `unicoord-atlas convert`"
+        ) from None
