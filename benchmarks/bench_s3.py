@@ -65,7 +65,9 @@ def main() -> int:
     for bar, (ratio, least) in bars.items():
         print(f"bar {bar} {ratio:.2f} >= {least} {'ok' if ratio >= least else 'SHORT'}")
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        facts = {"command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d")}
+        facts |= {"machine": platform.machine(), "cores": len(os.sched_getaffinity(0))}
+        args.json.write_text(json.dumps({**facts, **found}, indent=1) + "\n")
     return int(any(ratio < least for ratio, least in bars.values()))
 
 

@@ -117,16 +117,19 @@ def finished_file(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` for what is only needed meanwhile; what a killed job left there is removed."""
+    """A hidden folder beside `out` for what is only needed meanwhile; what a killed job left there is removed.
+
+    DataError if another process works there.
+    """
     require_local(out)
     folder = out.parent / f".{out.name}.scratch"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        with full_disk_named(folder):
-            yield folder
-    finally:
-        shutil.rmtree(folder)
+    with locked(folder):
+        try:
+            empty_directory(folder)
+            with full_disk_named(folder):
+                yield folder
+        finally:
+            shutil.rmtree(folder)
 
 
 def require_local(out: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from unicoord_atlas.errors import AlreadyDone, DataError
 from unicoord_atlas.jobs import check
-from unicoord_atlas.jobs.workdir import finished_directory, finished_file
+from unicoord_atlas.jobs.workdir import finished_directory, finished_file, scratch_folder
 from unicoord_atlas.loaders import row_file
 from unicoord_atlas.loaders.row_file import RowFile
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
@@ -241,3 +241,15 @@ def test_one_heap_for_all_threads_unless_the_environment_says_otherwise(limit, e
     environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"} | limit
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == expected
+
+
+def test_a_scratch_folder_is_one_job_s(tmp_path):
+    left = tmp_path / ".atlas.zarr.scratch" / "left"
+    left.mkdir(parents=True)
+    with scratch_folder(tmp_path / "atlas.zarr") as folder:
+        assert not left.exists()
+        (folder / "mine").touch()
+        with pytest.raises(DataError, match="written by another process"), scratch_folder(tmp_path / "atlas.zarr"):
+            pass
+        assert (folder / "mine").exists()
+    assert not list(tmp_path.iterdir())

@@ -139,8 +139,12 @@ def annotated(
     columns = _Columns(reference, len(obs), rule, reference.config.ties if consistent else ())
     tables: dict[str, Table] = {}
     with tqdm(total=len(obs), desc=title, unit="cell", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-        # Memory follows the counts of a minibatch, and neighbours of a cell with many have many.
-        small = (part for batch in batches for part in batch.in_parts(_ENTRIES))
+        # The host's memory follows the counts of a minibatch, and neighbours of a cell with many have many.
+        small = (
+            (part for batch in batches for part in batch.in_parts(_ENTRIES))
+            if reference.device.type == "cpu"
+            else batches
+        )
         for number, part in enumerate(reference.annotate(small, measured_g, novelty=rule is not None), start=1):
             for key, values in _tables(part, probabilities).items():
                 if key not in tables:
