@@ -15,6 +15,7 @@ import io
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from importlib.metadata import version
@@ -59,6 +60,7 @@ def drawn(name: str, function: Any, values: Any, seconds: float) -> dict[str, An
         count += 1
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             function(value)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a command that was run took it for itself
 
     check = SETTINGS(given(values)(counted))
     while time.perf_counter() - start < seconds and not broken:
