@@ -42,8 +42,10 @@ def main() -> int:
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from test_bad_inputs_drawn import CASES
 
+    if unknown := set(args.only or ()) - set(CASES):
+        parser.error(f"--only {', '.join(sorted(unknown))}: there are {', '.join(CASES)}")
     chosen = {name: case for name, case in CASES.items() if not args.only or name in args.only}
-    seconds = (0.5 if args.quick else args.minutes) * 60 / max(len(chosen), 1)
+    seconds = (0.5 if args.quick else args.minutes) * 60 / len(chosen)
     found = {name: drawn(name, function, values, seconds) for name, (function, values) in chosen.items()}
     result = {"command": " ".join(["python", *sys.argv]), **circumstances(), "properties": found}
     if args.json:

@@ -24,7 +24,7 @@ from unicoord_atlas.loaders.zarr_store import ZarrStore
 from unicoord_atlas.loaders.zarr_writer import finish_store
 
 from .convert import write_soma
-from .workdir import check_output, finished_directory
+from .workdir import check_output, finished_directory, scratch_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +101,7 @@ def write_as_soma(partial: Path, whole: Path) -> None:
 
 def remove_siblings(out: Path) -> None:
     """Remove what the output was made by way of, once it is finished; also if a job was killed in between."""
-    for sibling in (_ordered(_whole(out)), _whole(out), _ordered(out)):
+    for sibling in (_ordered(_whole(out)), _whole(out), _ordered(out), scratch_of(out)):
         if sibling.exists():
             shutil.rmtree(sibling)
 

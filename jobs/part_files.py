@@ -23,14 +23,14 @@ class PartTable:
 
     def __init__(self, path: Path, num_rows: int, width: int) -> None:
         self._path = path
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, width)}
         with path.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, {**header, "shape": (num_rows, width)})
+            np.lib.format.write_array_header_1_0(file, header)
 
     def append(self, values: NDArray[np.float32]) -> None:
         """Put the next rows."""
         with self._path.open("ab") as file:
-            file.write(np.ascontiguousarray(values, np.float32).data)
+            file.write(np.ascontiguousarray(values, "<f4").data)
 
 
 def table_maker(folder: Path) -> Callable[[str, int, int], PartTable]:

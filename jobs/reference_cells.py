@@ -11,7 +11,8 @@ import pandas as pd
 import zarr
 
 from unicoord_atlas.errors import DataError, UsageError
-from unicoord_atlas.neighbors.knn import ListSearch, build_lists, choose_probes, load_lists, save_lists
+from unicoord_atlas.neighbors.knn import choose_probes
+from unicoord_atlas.neighbors.lists import ListSearch, build_lists, load_lists, save_lists
 from unicoord_atlas.neighbors.query_knn import search_all
 
 from .workdir import read_json, write_json

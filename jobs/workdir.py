@@ -122,7 +122,7 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     DataError if another process works there.
     """
     require_local(out)
-    folder = out.parent / f".{out.name}.scratch"
+    folder = scratch_of(out)
     with locked(folder):
         try:
             empty_directory(folder)
@@ -130,6 +130,11 @@ def scratch_folder(out: Path) -> Iterator[Path]:
                 yield folder
         finally:
             shutil.rmtree(folder)
+
+
+def scratch_of(out: Path) -> Path:
+    """Where the scratch folder of an output is."""
+    return out.parent / f".{out.name}.scratch"
 
 
 def require_local(out: Path) -> None:

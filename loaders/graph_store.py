@@ -14,8 +14,7 @@ from unicoord_atlas.errors import DataError, UsageError
 from . import zarr_layout as names
 from .array_reader import ArrayReader, is_sharded_blosc
 from .manifest import read_manifest, shard_checksums
-from .store_files import open_files
-from .zarr_store import ZarrStore
+from .zarr_store import require_zarr
 from .zarr_writer import blosc_codec
 
 if TYPE_CHECKING:
@@ -93,12 +92,7 @@ class Neighbors:
 
 
 def _open(store: CellStore) -> Any:
-    try:
-        return zarr.open_group(_files(store).zarr(), mode="r")
-    except (zarr.errors.GroupNotFoundError, FileNotFoundError):  # the address of a SOMA is no path
-        raise UsageError(
-            f"{store.uri}: only a Zarr atlas can hold a graph of neighbours; make one with `unicoord-atlas convert`"
-        ) from None
+    return zarr.open_group(_files(store).zarr(), mode="r")
 
 
 def _entry_reader(store: CellStore, name: str, array: Any) -> EntryReader:
@@ -113,7 +107,7 @@ def _entry_reader(store: CellStore, name: str, array: Any) -> EntryReader:
 
 
 def _files(store: CellStore) -> StoreFiles:
-    return store.files if isinstance(store, ZarrStore) else open_files(store.uri)
+    return require_zarr(store, "hold a graph of neighbours").files
 
 
 def write_matrix(group: Any, key: str, matrix: CsrFiles) -> None:

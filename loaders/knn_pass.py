@@ -14,23 +14,25 @@ import numpy as np
 
 from unicoord_atlas.errors import ConfigError
 from unicoord_atlas.neighbors.knn import (
-    SEARCHED_APART,
     ExactSearch,
-    ListSearch,
     Metric,
     Search,
-    build_lists,
     choose_probes,
+    nearest,
+    needs_lists,
+    recall,
+    true_distances,
+)
+from unicoord_atlas.neighbors.lists import (
+    SEARCHED_APART,
+    ListSearch,
+    build_lists,
     empty_lists,
     lists_of,
     load_lists,
-    nearest,
-    needs_lists,
     put_lists_in_file,
-    recall,
     save_lists,
     search_in_one_thread,
-    true_distances,
 )
 
 from .graph_pass import RunPieces, pieces

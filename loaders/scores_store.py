@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
-import zarr
-
-from unicoord_atlas.errors import UsageError
 
 from .zarr_layout import GENE_SETS, GENE_SETS_FACTS
+from .zarr_store import require_zarr
 from .zarr_writer import blosc_codec
 
 if TYPE_CHECKING:
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
     from .row_file import RowFile
     from .store import CellStore
 
+SCORED = "be given scores"
+"""What only a Zarr atlas can; see `require_zarr`."""
 _CHUNK = 32_768
 _SHARD = 131_072
 """Rows; so many of every set are in memory together."""
@@ -30,7 +30,7 @@ def write_named_scores(
     group: Any, store: CellStore, titles: Sequence[str], scores: RowFile, facts: Mapping[str, Any]
 ) -> None:
     """Write obsm/X_gene_sets, as AnnData writes a data frame with the atlas's names of cells, and the facts in uns."""
-    obs = _group_of(store)["obs"]
+    obs = require_zarr(store, SCORED).group["obs"]
     index = str(obs.attrs["_index"])
     frame = group.require_group("obsm").create_group(GENE_SETS, overwrite=True)
     frame.attrs.update(
@@ -65,17 +65,3 @@ def write_named_scores(
             array[start:stop] = values_n
     with anndata.settings.override(auto_shard_zarr_v3=False):
         anndata.io.write_elem(group.require_group("uns"), GENE_SETS_FACTS, dict(facts))
-
-
-def require_zarr(store: CellStore) -> None:
-    """UsageError if the store cannot be given scores."""
-    _group_of(store)
-
-
-def _group_of(store: CellStore) -> Any:
-    try:
-        return zarr.open_group(Path(store.uri), mode="r")
-    except (zarr.errors.GroupNotFoundError, FileNotFoundError):  # the address of a SOMA is no path
-        raise UsageError(
-            f"{store.uri}: only a Zarr atlas can be given scores; make one with `unicoord-atlas convert`"
-        ) from None

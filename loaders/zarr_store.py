@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .array_reader import EntryReader, Work
     from .byte_cache import ByteCache
     from .shard_reader import ShardReader
+    from .store import CellStore
 
 
 class ZarrStore:
@@ -186,6 +187,13 @@ class ZarrStore:
 
         crc32c_of = shard_checksums(self.manifest, array)
         return self.files.reader(array, dtype, self.layout.inner_chunk, self.layout.chunks_per_shard, where, crc32c_of)
+
+
+def require_zarr(store: CellStore, purpose: str) -> ZarrStore:
+    """The store itself; UsageError if it is a SOMA, which cannot serve the purpose."""
+    if not isinstance(store, ZarrStore):
+        raise UsageError(f"{store.uri}: only a Zarr atlas can {purpose}; make one with `unicoord-atlas convert`")
+    return store
 
 
 def _in_threads(

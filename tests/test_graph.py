@@ -24,7 +24,7 @@ from unicoord_atlas.loaders.graph_store import Neighbors
 from unicoord_atlas.loaders.in_order import in_order
 from unicoord_atlas.loaders.row_file import RowFile
 from unicoord_atlas.loaders.store import open_store
-from unicoord_atlas.neighbors import knn
+from unicoord_atlas.neighbors import knn, lists
 from unicoord_atlas.neighbors.connectivities import membership
 from unicoord_atlas.neighbors.highly_variable import highly_variable
 
@@ -289,14 +289,14 @@ def test_twins_in_lists(tmp_path, monkeypatch):
 def test_lists_are_let_go_of_and_found_again(tmp_path):
     pytest.importorskip("faiss")
     points = np.random.default_rng(0).normal(size=(60_000, 40)).astype(np.float32)
-    index = knn.build_lists(points, 0)
-    knn.save_lists(index, tmp_path / "lists")
-    mapped = knn.load_lists(tmp_path / "lists")
-    expected = knn.ListSearch(index, 8).candidates(points[:500], 5)
+    index = lists.build_lists(points, 0)
+    lists.save_lists(index, tmp_path / "lists")
+    mapped = lists.load_lists(tmp_path / "lists")
+    expected = lists.ListSearch(index, 8).candidates(points[:500], 5)
     for each in (index, mapped):
         for _ in range(2):
-            np.testing.assert_array_equal(knn.ListSearch(each, 8).candidates(points[:500], 5), expected)
-            knn.let_go_of_lists(each)
+            np.testing.assert_array_equal(lists.ListSearch(each, 8).candidates(points[:500], 5), expected)
+            lists.let_go_of_lists(each)
     pages = [line for line in Path("/proc/self/smaps").read_text().split("VmFlags") if str(tmp_path) in line]
     assert [re.search(r"Rss:\s+(\d+)", part)[1] for part in pages] == ["0"]
 
@@ -304,15 +304,15 @@ def test_lists_are_let_go_of_and_found_again(tmp_path):
 def test_lists_in_a_file_are_those_in_memory(tmp_path):
     pytest.importorskip("faiss")
     points = np.random.default_rng(0).normal(size=(5_000, 10)).astype(np.float32)
-    empty = knn.empty_lists(points, 0)
-    lists = knn.lists_of(empty, points)
-    order = np.argsort(lists, kind="stable")
-    ends = np.cumsum(np.bincount(lists, minlength=empty.nlist))
-    knn.put_lists_in_file(empty, tmp_path / "entries", points[order], ends)
-    knn.save_lists(empty, tmp_path / "lists")
-    expected = knn.ListSearch(knn.build_lists(points, 0), 20).candidates(points[:3000], 5)
-    for index in (empty, knn.load_lists(tmp_path / "lists")):
-        found = order[knn.ListSearch(index, 20).candidates(points[:3000], 5)]
+    empty = lists.empty_lists(points, 0)
+    of_point = lists.lists_of(empty, points)
+    order = np.argsort(of_point, kind="stable")
+    ends = np.cumsum(np.bincount(of_point, minlength=empty.nlist))
+    lists.put_lists_in_file(empty, tmp_path / "entries", points[order], ends)
+    lists.save_lists(empty, tmp_path / "lists")
+    expected = lists.ListSearch(lists.build_lists(points, 0), 20).candidates(points[:3000], 5)
+    for index in (empty, lists.load_lists(tmp_path / "lists")):
+        found = order[lists.ListSearch(index, 20).candidates(points[:3000], 5)]
         np.testing.assert_array_equal(found, expected)
 
 

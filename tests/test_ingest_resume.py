@@ -141,3 +141,12 @@ def test_shuffled_ingest_holds_the_same_cells_in_the_order_of_its_seed(folder, s
         assert np.array_equal(*(getattr(store.normalization, name) for store in stores))
     assert check.run(folder / "o.zarr")["files"] == len(all_bytes(folder / "o.zarr")) - 1
     assert not list(folder.glob(".*"))
+
+
+def test_what_a_kill_after_the_rename_left_beside_is_removed(folder):
+    options = IngestOptions([str(folder / "a.h5ad")], folder / "atlas.zarr")
+    run(options)
+    left = folder / ".atlas.zarr.scratch" / "obs"
+    left.mkdir(parents=True)
+    assert run(options)["already_done"]
+    assert not left.parent.exists()

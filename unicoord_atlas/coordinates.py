@@ -139,13 +139,9 @@ def annotated(
     columns = _Columns(reference, len(obs), rule, reference.config.ties if consistent else ())
     tables: dict[str, Table] = {}
     with tqdm(total=len(obs), desc=title, unit="cell", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-        # The host's memory follows the counts of a minibatch, and neighbours of a cell with many have many.
-        small = (
-            (part for batch in batches for part in batch.in_parts(_ENTRIES))
-            if reference.device.type == "cpu"
-            else batches
-        )
-        for number, part in enumerate(reference.annotate(small, measured_g, novelty=rule is not None), start=1):
+        for number, part in enumerate(
+            reference.annotate(_small(reference, batches), measured_g, rule is not None), start=1
+        ):
             for key, values in _tables(part, probabilities).items():
                 if key not in tables:
                     tables[key] = make_table(key, len(obs), values.shape[1])
@@ -155,6 +151,13 @@ def annotated(
             if number % _BATCHES == 0:
                 give_back_freed_memory()  # batches of different sizes leave gaps, which add up to half a gigabyte
     return columns.added_to(obs)
+
+
+def _small(reference: ReferenceModel, batches: Iterable[MiniBatch]) -> Iterable[MiniBatch]:
+    """The host's memory follows the counts of a minibatch, and neighbours of a cell with many have many."""
+    if reference.device.type != "cpu":
+        return batches
+    return (part for batch in batches for part in batch.in_parts(_ENTRIES))
 
 
 class _Columns:

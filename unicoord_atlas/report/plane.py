@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from unicoord_atlas.errors import ConfigError
-from unicoord_atlas.neighbors.knn import ExactSearch, ListSearch, build_lists, needs_lists
+from unicoord_atlas.neighbors.knn import ExactSearch, needs_lists
+from unicoord_atlas.neighbors.lists import ListSearch, build_lists
 from unicoord_atlas.neighbors.query_knn import query_nearest
 
 if TYPE_CHECKING:
