@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _RECORD = "unfinished.json"
-_REMOVALS = 20
+_REMOVALS, _BETWEEN_REMOVALS = 40, 0.05  # seconds
 _ZARR_ASIDE = re.compile(r"\.[0-9a-f]{32}\.partial$")
 _PACKAGES = ("unicoord-atlas", "anndata", "zarr", "numpy", "torch")
 
@@ -206,6 +207,7 @@ def _remove_while_others_write(directory: Path) -> None:
     """Remove a directory in which zarr's threads may still rename what they were writing when a signal came."""
     for _ in range(_REMOVALS):
         shutil.rmtree(directory, ignore_errors=True)
+        time.sleep(_BETWEEN_REMOVALS)  # zarr makes the folder of what it writes anew
         if not directory.exists():
             return
 
