@@ -3,7 +3,8 @@
 A job works in a hidden sibling (`.NAME.PART.partial`) whose `additions` are a Zarr group of their own.  At the end its
 elements are moved into the store, where nobody looks for them yet; then the consolidated metadata, through which
 readers find elements, and the manifest are replaced, each by a rename.  Both lie ready beside the store before
-the first move, so a kill at any moment is made good by the next call of `finish_amendment`.
+the first move, so a kill at any moment is made good by the next call of `finish_amendment`.  Into a SOMA Experiment on
+this machine the elements are written by TileDB; see `soma_additions`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import zarr
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.loaders.manifest import read_manifest
 from unicoord_atlas.loaders.object_address import object_address
+from unicoord_atlas.loaders.soma_address import is_soma, store_path
 from unicoord_atlas.loaders.store_files import LocalFiles
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
 
@@ -41,6 +43,8 @@ _RECORD = "unfinished.json"
 _NEXT, _WITHOUT = "next", "without"
 """Folders with the metadata and the manifest that the store gets when something is added, or taken out."""
 _ELEMENTS = "taken_out.json"
+_READY = "ready.json"
+"""What tells an addition to a SOMA from others, once it is whole."""
 _METADATA = "zarr.json"
 ADDITIONS = "additions"
 
@@ -70,7 +74,7 @@ def amended_store(store: Path, part: str, config: Mapping[str, Any], replace: bo
     config = dict(json.loads(json.dumps(config)))  # as it will be read back
     partial = _work_folder(store, part)
     with locked(partial), full_disk_named(partial):
-        before = read_manifest(LocalFiles(store)).get("additions", {}).get(part)
+        before = _addition_of(store, part)
         try:
             _refuse_other(store, part, before, config, replace)
         except (AlreadyDone, DataError):
@@ -85,6 +89,11 @@ def amended_store(store: Path, part: str, config: Mapping[str, Any], replace: bo
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")  # as anndata writes it
             zarr.consolidate_metadata(str(partial / ADDITIONS))
+        if is_soma(store):
+            _require_free_soma(store, part, partial)
+            write_json(partial / _READY, config)
+            _put_in_soma(store, part, partial)
+            return
         if before is not None:
             _take_out(store, part, partial)
         _make_ready(partial / _NEXT, *_with_additions(store, part, config, partial / ADDITIONS))
@@ -93,7 +102,7 @@ def amended_store(store: Path, part: str, config: Mapping[str, Any], replace: bo
 
 def check_amendment(store: Path, part: str, config: Mapping[str, Any]) -> None:
     """Raise AlreadyDone if the store has this very addition."""
-    before = read_manifest(LocalFiles(store)).get("additions", {}).get(part)
+    before = _addition_of(store, part)
     if before is not None and before["config"] == dict(json.loads(json.dumps(config))):
         raise AlreadyDone(store / part)
 
@@ -110,8 +119,10 @@ def finish_amendment(store: Path, part: str) -> None:
     if address is not None:
         raise UsageError(f"{address}: this needs the atlas on this machine; copy it here, and the new one back")
     partial = _work_folder(store, part)
-    if (partial / _WITHOUT).exists() or (partial / _NEXT).exists():
+    if any((partial / name).exists() for name in (_WITHOUT, _NEXT, _READY)):
         with locked(partial):
+            if (partial / _READY).exists():
+                _put_in_soma(store, part, partial)
             if (partial / _WITHOUT).exists():
                 _finish_removal(store, partial)
             if (partial / _NEXT).exists():
@@ -119,7 +130,32 @@ def finish_amendment(store: Path, part: str) -> None:
 
 
 def _work_folder(store: Path, part: str) -> Path:
-    return store.parent / f".{store.name}.{part}.partial"
+    path = store_path(store)
+    return path.parent / f".{path.name}.{part}.partial"
+
+
+def _addition_of(store: Path, part: str) -> dict[str, Any] | None:
+    """`config` of an addition that is whole, beside other facts; None if there is none."""
+    if not is_soma(store):
+        found: dict[str, Any] | None = read_manifest(LocalFiles(store)).get("additions", {}).get(part)
+        return found
+    from unicoord_atlas.loaders import soma_additions  # late: tiledbsoma takes seconds, and is an extra
+
+    return soma_additions.addition_of(soma_additions.opened(store), part)
+
+
+def _require_free_soma(store: Path, part: str, partial: Path) -> None:
+    from unicoord_atlas.loaders import soma_additions  # late: see above
+
+    soma_additions.require_free(soma_additions.opened(store), part, zarr.open_group(partial / ADDITIONS, mode="r"))
+
+
+def _put_in_soma(store: Path, part: str, partial: Path) -> None:
+    from unicoord_atlas.loaders import soma_additions  # late: see above
+
+    added = zarr.open_group(partial / ADDITIONS, mode="r")
+    soma_additions.put_addition(store, part, read_json(partial / _READY), added)
+    shutil.rmtree(partial)
 
 
 def _refuse_other(

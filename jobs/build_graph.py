@@ -29,7 +29,7 @@ from unicoord_atlas.loaders.knn_pass import (
 from unicoord_atlas.loaders.row_file import RowFile
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.weights_pass import connectivity_matrix, distance_matrix
-from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, DISTANCES, GRAPH_FACTS
+from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, DISTANCES, GRAPH_FACTS, GRAPH_PART
 from unicoord_atlas.neighbors.highly_variable import highly_variable
 from unicoord_atlas.neighbors.knn import Metric, unit_rows
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from unicoord_atlas.neighbors.pca import Components
 
-PART = "graph"
+PART = GRAPH_PART
 PCA_KEY = "X_pca"
 
 

@@ -11,10 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
+from unicoord_atlas.loaders.graph_store import fingerprint_of
+from unicoord_atlas.loaders.manifest import read_manifest
 from unicoord_atlas.loaders.object_address import shown
 from unicoord_atlas.loaders.soma_address import is_soma
 from unicoord_atlas.loaders.store import open_store
-from unicoord_atlas.loaders.store_files import open_zarr
+from unicoord_atlas.loaders.store_files import open_files, open_zarr
 from unicoord_atlas.loaders.zarr_copy import copy_to_zarr, require_equal
 
 from .workdir import finished_directory, require_local
@@ -108,11 +110,13 @@ def _write(partial: Path, store: CellStore, path: Path, progress: Callable[[int]
 
 def write_soma(partial: Path, store: CellStore, path: Path, progress: Callable[[int], object]) -> None:
     """The atlas at `path`, opened as `store`, with all its tables, as an experiment."""
-    from unicoord_atlas.loaders.soma_written import write_experiment  # late: tiledbsoma takes seconds
+    from unicoord_atlas.loaders.soma_additions import record_additions  # late: tiledbsoma takes seconds
+    from unicoord_atlas.loaders.soma_written import write_experiment
 
     group: Any = open_zarr(path)
     tables = {name: anndata.io.read_elem(group[name]) for name in _TABLES}
     write_experiment(partial, store, anndata.AnnData(**tables), progress)
+    record_additions(partial, read_manifest(open_files(path)).get("additions", {}), fingerprint_of(store))
 
 
 def _bar(name: str, store: CellStore) -> tqdm[None]:

@@ -28,7 +28,8 @@ def convert(
     """Write an atlas as a SOMA Experiment, or cells of one as an atlas; both are read through and compared.
 
     A SOMA gets all tables and the graph of the atlas; an atlas gets counts, obs and var, and its graph is built anew.
-    Every job takes a SOMA where it takes an atlas, unless it writes into it or needs its graph.  Needs the extra soma.
+    Every job but reorder takes a SOMA where it takes an atlas; build-graph and select-gene-sets write into one on this
+    machine.  Needs the extra soma.
 
     Example: unicoord-atlas convert 'census.soma?layer=raw&filter=tissue == "lung"' --out lung.zarr
     """

@@ -20,9 +20,10 @@ from unicoord_atlas.loaders.graph_order import ReorderedTable, mapped_copy, reor
 from unicoord_atlas.loaders.graph_store import Neighbors, fingerprint_of, write_matrix, write_table
 from unicoord_atlas.loaders.manifest import read_manifest
 from unicoord_atlas.loaders.reorder import reordered_layout, write_reordered
+from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.store_files import LocalFiles
 from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, DISTANCES, GRAPH_FACTS
-from unicoord_atlas.loaders.zarr_store import ZarrStore
+from unicoord_atlas.loaders.zarr_store import ZarrStore, require_zarr
 from unicoord_atlas.loaders.zarr_writer import finish_store
 from unicoord_atlas.neighbors.space_order import split_order
 
@@ -61,7 +62,7 @@ def run(options: ReorderOptions, console: Console | None = None) -> dict[str, An
     if options.out.absolute() == options.store.absolute():
         raise UsageError(f"--out {options.out} is the atlas itself; give the new one another name")
     finish_amendment(options.store, PART)
-    store = ZarrStore(str(options.store))
+    store = require_zarr(open_store(options.store), "be put in another order")
     Neighbors(store)  # refuses an atlas without a graph, and a graph of other cells
     _require_names_free(store)
     graph = read_manifest(LocalFiles(options.store))["additions"][PART]["config"]

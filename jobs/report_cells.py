@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import anndata
 import numpy as np
 import pandas as pd
 
+from unicoord_atlas.errors import UsageError
 from unicoord_atlas.gene_sets.activities import activity_table
-from unicoord_atlas.loaders.store_files import open_zarr
+from unicoord_atlas.loaders.graph_store import graph_facts, graph_matrix
 from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, GENE_SETS
 from unicoord_atlas.neighbors.knn import needs_lists
 from unicoord_atlas.report.page import Section, Table
@@ -19,7 +20,7 @@ from unicoord_atlas.report.plane import MOST_POINTS, drawn_rows, umap_of_graph, 
 
 from .gene_set_figures import draw_activities
 from .report_figures import draw_map
-from .report_inputs import frame_rows
+from .report_inputs import store_frame_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +45,8 @@ def map_section(inputs: Inputs, album: Album, most: int = MOST_POINTS) -> tuple[
         rows, places, line = _of_latents(inputs.latents, most)
     elif (
         inputs.store is not None
-        and _has(inputs.store, f"obsp/{CONNECTIVITIES}", f"obsm/{_PCA}")
+        and _PCA in inputs.store.obsm_keys()
+        and graph_facts(inputs.store) is not None
         and inputs.store.n_obs <= most
     ):
         total, obs = inputs.store.n_obs, inputs.store.obs(arrow_names=True)
@@ -105,15 +107,8 @@ def _of_latents(latents: Latents, most: int) -> tuple[NDArray[np.int64], NDArray
     return rows, umap_of_many(latents.rows_of(_BIO), most // 2), line
 
 
-def _has(store: CellStore, *names: str) -> bool:
-    group = open_zarr(store.uri)
-    return all(name in group for name in names)
-
-
 def _of_graph(store: CellStore) -> NDArray[np.float32]:
-    group: Any = open_zarr(store.uri)
-    weights = anndata.io.read_elem(group[f"obsp/{CONNECTIVITIES}"])
-    return umap_of_graph(weights, np.asarray(store.obsm(_PCA), np.float32))
+    return umap_of_graph(graph_matrix(store, CONNECTIVITIES), np.asarray(store.obsm(_PCA), np.float32))
 
 
 def _colours(inputs: Inputs, obs: pd.DataFrame, rows: NDArray[np.int64]) -> Iterator[tuple[str, pd.Series]]:
@@ -133,12 +128,15 @@ def _scores_and_types(inputs: Inputs, most: int) -> tuple[pd.DataFrame, pd.Serie
         return None
     label = next((name for name in inputs.labels if name not in inputs.config.latent.technical), inputs.labels[0])
     store, latents, mapped = inputs.store, inputs.latents, inputs.mapped
-    if store is not None and _has(store, f"obsm/{GENE_SETS}"):
-        group: Any = open_zarr(store.uri)
-        if label in group["obs"].attrs["column-order"]:
+    if store is not None and GENE_SETS in store.obsm_keys():
+        with suppress(UsageError):  # it may lack the column
+            types = store.obs([label], arrow_names=True)[label]
             rows = drawn_rows(store.n_obs, most)
-            types = store.obs([label], arrow_names=True)[label].iloc[rows].reset_index(drop=True)
-            return frame_rows(group[f"obsm/{GENE_SETS}"], rows), types, "cells of the atlas"
+            return (
+                store_frame_rows(store, GENE_SETS, rows),
+                types.iloc[rows].reset_index(drop=True),
+                "cells of the atlas",
+            )
     if latents is not None:
         rows = drawn_rows(len(latents.obs), most)
         table = latents.frame(GENE_SETS, rows)

@@ -17,6 +17,7 @@ from unicoord_atlas.errors import DataError
 from unicoord_atlas.loaders.cell_names import read_frame
 from unicoord_atlas.loaders.source_files import reading
 from unicoord_atlas.loaders.store import CellStore, open_store
+from unicoord_atlas.loaders.zarr_store import ZarrStore
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.training.checkpoint import latest_progress, read_json
 from unicoord_atlas.training.metrics import read_metrics
@@ -67,6 +68,13 @@ def frame_rows(table: Any, rows: NDArray[np.int64]) -> pd.DataFrame:
     if "column-order" not in table.attrs:
         return pd.DataFrame(np.asarray(table[:])[rows])
     return pd.DataFrame({name: np.asarray(table[name][:])[rows] for name in table.attrs["column-order"]})
+
+
+def store_frame_rows(store: CellStore, key: str, rows: NDArray[np.int64]) -> pd.DataFrame:
+    """Some rows of a table in obsm of a store."""
+    if isinstance(store, ZarrStore):
+        return frame_rows(store.group[f"obsm/{key}"], rows)
+    return pd.DataFrame(store.obsm(key)).iloc[rows].reset_index(drop=True)
 
 
 @dataclass(frozen=True)

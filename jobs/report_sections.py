@@ -7,11 +7,10 @@ from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-import anndata
 import numpy as np
 
-from unicoord_atlas.loaders.store_files import open_zarr
-from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, DISTANCES, GRAPH_FACTS, MANIFEST
+from unicoord_atlas.loaders.graph_store import graph_entries, graph_facts
+from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, DISTANCES, MANIFEST
 from unicoord_atlas.report.page import Section, Table
 from unicoord_atlas.training.checkpoint import read_json
 from unicoord_atlas.training.metrics import SPEED
@@ -103,12 +102,11 @@ def graph_section(inputs: Inputs) -> tuple[Section, Numbers]:
     title = "Graph"
     if inputs.store is None:
         return Section("graph", title, left_out="Left out: --atlas ATLAS gives the facts of its graph."), {}
-    group: Any = open_zarr(inputs.store.uri)
-    if GRAPH_FACTS not in group["uns"]:
+    facts = graph_facts(inputs.store)
+    if facts is None:
         line = "Left out: the atlas given by --atlas has no graph; `unicoord-atlas build-graph` adds one."
         return Section("graph", title, left_out=line), {}
-    facts = anndata.io.read_elem(group[f"uns/{GRAPH_FACTS}"])
-    edges, weights = (int(group[f"obsp/{key}/indices"].shape[0]) for key in (DISTANCES, CONNECTIVITIES))
+    edges, weights = (graph_entries(inputs.store, key) for key in (DISTANCES, CONNECTIVITIES))
     numbers = {
         "recall": float(facts["recall"]),
         "neighbours": edges,

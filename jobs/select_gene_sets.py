@@ -22,10 +22,10 @@ from unicoord_atlas.gene_sets.score import CellValues, Method, present_sums
 from unicoord_atlas.loaders.graph_store import fingerprint_of
 from unicoord_atlas.loaders.row_file import RowFile
 from unicoord_atlas.loaders.score_pass import CellScorer, write_scores
-from unicoord_atlas.loaders.scores_store import SCORED, write_named_scores
+from unicoord_atlas.loaders.scores_store import write_named_scores
+from unicoord_atlas.loaders.soma_address import store_path
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
-from unicoord_atlas.loaders.zarr_store import require_zarr
 
 from .amend_store import ADDITIONS, amended_store, check_amendment, finish_amendment
 from .dask_client import pieces_runner
@@ -98,7 +98,7 @@ class SelectGeneSetsOptions:
     @property
     def folder(self) -> Path:
         """Where tables and figures go."""
-        return self.out or self.store.with_suffix(".gene-sets")
+        return self.out or store_path(self.store).with_suffix(".gene-sets")
 
 
 def run(options: SelectGeneSetsOptions, console: Console | None = None) -> dict[str, Any]:
@@ -114,7 +114,6 @@ def run(options: SelectGeneSetsOptions, console: Console | None = None) -> dict[
     if not is_worker(options.dask):  # else the driver may be at it
         finish_amendment(options.store, PART)
     store = open_store(options.store)
-    require_zarr(store, SCORED)
     atlas = _atlas(store, options)
     try:
         if is_worker(options.dask):

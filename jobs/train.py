@@ -21,7 +21,6 @@ from unicoord_atlas.loaders.in_order import in_order
 from unicoord_atlas.loaders.plan import ALONE, Partition
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
-from unicoord_atlas.loaders.zarr_store import ZarrStore
 from unicoord_atlas.points import encode_points
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.seeds import Seeds, seed_rows
@@ -93,7 +92,7 @@ def run(options: TrainOptions) -> dict[str, Any]:
     finished = _finished(options.out)
     if finished is not None:
         if not (options.out / REPORT).exists():
-            _report(options, store)  # a kill came between the model and its report
+            _report(options)  # a kill came between the model and its report
         send_finished(mirror, options.out)
         _say(f"{options.out} is finished already, from the same atlas and settings")
         return _summary(options, finished, dict(ReferenceModel.load(options.out / "model").config.metrics))
@@ -103,16 +102,14 @@ def run(options: TrainOptions) -> dict[str, Any]:
         return {}
     gc.collect()
     give_back_freed_memory()  # the report is another process, which should not stand beside what training took
-    page = _report(options, store)
+    page = _report(options)
     send_finished(mirror, options.out)
     return result | ({"report": str(page)} if page else {})
 
 
-def _report(options: TrainOptions, store: CellStore) -> Path | None:
+def _report(options: TrainOptions) -> Path | None:
     """RUN/report.html, if it is wanted and can be made."""
-    if not options.report:
-        return None
-    return write_report(options.out, options.store if isinstance(store, ZarrStore) else None)
+    return write_report(options.out, options.store) if options.report else None
 
 
 def _train(options: TrainOptions, store: CellStore, mirror: RunMirror | None) -> dict[str, Any] | None:

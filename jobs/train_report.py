@@ -20,7 +20,7 @@ REPORT = "report.html"
 _NEEDS = {"matplotlib": "matplotlib", "PIL": "pillow", "umap": "umap-learn"}
 
 
-def write_report(run: Path, atlas: Path | None) -> Path | None:
+def write_report(run: Path, atlas: Path) -> Path | None:
     """Write RUN/report.html; None, and one line on stderr with the cause and the way out, if that cannot be done.
 
     Parameters
@@ -28,10 +28,10 @@ def write_report(run: Path, atlas: Path | None) -> Path | None:
     run
         A finished run directory.
     atlas
-        What it was trained on, for its graph and tables; None if it is a SOMA, which has none.
+        What it was trained on, for its graph and tables.
     """
     page = run / REPORT
-    words = ["report", str(run), *(("--atlas", shown(atlas)) if atlas else ()), "--out", str(page)]
+    words = ["report", str(run), "--atlas", shown(atlas), "--out", str(page)]
     again = f"to make it: {join(['unicoord-atlas', *words])}"
     missing = [name for module, name in _NEEDS.items() if find_spec(module) is None]
     if missing:

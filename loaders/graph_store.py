@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import anndata
 import numpy as np
+import scipy.sparse as sp
 import zarr
 
 from unicoord_atlas.errors import DataError, UsageError
@@ -14,7 +16,7 @@ from unicoord_atlas.errors import DataError, UsageError
 from . import zarr_layout as names
 from .array_reader import ArrayReader, is_sharded_blosc
 from .manifest import read_manifest, shard_checksums
-from .zarr_store import require_zarr
+from .zarr_store import ZarrStore
 from .zarr_writer import blosc_codec
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .array_reader import EntryReader
     from .graph_order import ReorderedTable
     from .row_file import RowFile
+    from .soma_store import SomaStore
     from .store import CellStore
     from .store_files import StoreFiles
     from .weights_pass import CsrFiles
@@ -46,7 +49,9 @@ def cells_fingerprint(manifest: Mapping[str, Any], index: str) -> str:
 
 
 def fingerprint_of(store: CellStore) -> str:
-    """See `cells_fingerprint`; of a store on disk."""
+    """See `cells_fingerprint`; of a store."""
+    if not isinstance(store, ZarrStore):
+        return store.fingerprint
     group = _open(store)
     return cells_fingerprint(read_manifest(_files(store)), str(group["obs"].attrs["_index"]))
 
@@ -59,22 +64,19 @@ class Neighbors:
 
     def __init__(self, store: CellStore, key: str = names.DISTANCES) -> None:
         """Open the graph of a store; DataError if it is of other cells, UsageError if there is none."""
-        group = _open(store)
-        if names.GRAPH_FACTS not in group["uns"] or key not in group["obsp"]:
+        made_of = _graph_made_of(store, key)
+        if made_of is None:
             raise UsageError(
                 f"{store.uri} has no graph of neighbours; make one with `unicoord-atlas build-graph {store.uri}`"
             )
-        known = str(group[f"uns/{names.GRAPH_FACTS}/fingerprint"][()])
-        if known != fingerprint_of(store):
+        if made_of != fingerprint_of(store):
             raise DataError(
                 f"{store.uri}: its graph was made of other cells or of an older state of the atlas; "
                 f"make it again with `unicoord-atlas build-graph {store.uri} --replace`"
             )
-        self.indptr = np.asarray(group[f"obsp/{key}/indptr"][:], np.int64)
+        self.indptr, self._reader, self._dtype = _graph_entries(store, key)
         if len(self.indptr) != store.n_obs + 1:
             raise DataError(f"{store.uri}: obsp/{key} has {len(self.indptr) - 1} rows, not {store.n_obs}")
-        self._reader = _entry_reader(store, f"obsp/{key}/indices", group[f"obsp/{key}/indices"])
-        self._dtype = group[f"obsp/{key}/indices"].dtype
 
     def of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Neighbours of some cells, in any order and repeated or not.
@@ -89,6 +91,50 @@ class Neighbors:
         for part in self._reader.parts(spans, indices):
             self._reader.decode(part)
         return indptr, indices
+
+
+def _graph_made_of(store: CellStore, key: str) -> str | None:
+    """The fingerprint of the cells that the store's graph is of; None if it has none."""
+    if not isinstance(store, ZarrStore):
+        return cast("SomaStore", store).graph_made_of
+    group = _open(store)
+    if names.GRAPH_FACTS not in group["uns"] or key not in group["obsp"]:
+        return None
+    return str(group[f"uns/{names.GRAPH_FACTS}/fingerprint"][()])
+
+
+def _graph_entries(store: CellStore, key: str) -> tuple[NDArray[np.int64], EntryReader, np.dtype[Any]]:
+    if not isinstance(store, ZarrStore):
+        indptr, indices, _ = cast("SomaStore", store).graph(key)
+        return indptr, ArrayReader(indices), indices.dtype
+    matrix = _open(store)[f"obsp/{key}"]
+    reader = _entry_reader(store, f"obsp/{key}/indices", matrix["indices"])
+    return np.asarray(matrix["indptr"][:], np.int64), reader, matrix["indices"].dtype
+
+
+def graph_facts(store: CellStore) -> Mapping[str, Any] | None:
+    """Recall of the store's graph and the settings that it was made with, as JSON; None if it has none."""
+    if _graph_made_of(store, names.CONNECTIVITIES) is None:
+        return None
+    if not isinstance(store, ZarrStore):
+        return cast("SomaStore", store).graph_facts()
+    facts: Mapping[str, Any] = anndata.io.read_elem(_open(store)[f"uns/{names.GRAPH_FACTS}"])
+    return facts
+
+
+def graph_entries(store: CellStore, key: str) -> int:
+    """How many distances or connectivities there are."""
+    if not isinstance(store, ZarrStore):
+        return len(cast("SomaStore", store).graph(key)[1])
+    return int(_open(store)[f"obsp/{key}/indices"].shape[0])
+
+
+def graph_matrix(store: CellStore, key: str) -> sp.csr_matrix:
+    """Distances or connectivities of the store's cells, all in memory."""
+    if not isinstance(store, ZarrStore):
+        indptr, indices, values = cast("SomaStore", store).graph(key)
+        return sp.csr_matrix((values, indices, indptr), (store.n_obs, store.n_obs))
+    return anndata.io.read_elem(_open(store)[f"obsp/{key}"])
 
 
 def _open(store: CellStore) -> Any:
@@ -107,7 +153,7 @@ def _entry_reader(store: CellStore, name: str, array: Any) -> EntryReader:
 
 
 def _files(store: CellStore) -> StoreFiles:
-    return require_zarr(store, "hold a graph of neighbours").files
+    return cast("ZarrStore", store).files
 
 
 def write_matrix(group: Any, key: str, matrix: CsrFiles) -> None:

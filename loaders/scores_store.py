@@ -10,7 +10,7 @@ import anndata
 import numpy as np
 
 from .zarr_layout import GENE_SETS, GENE_SETS_FACTS
-from .zarr_store import require_zarr
+from .zarr_store import ZarrStore
 from .zarr_writer import blosc_codec
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from .row_file import RowFile
     from .store import CellStore
 
-SCORED = "be given scores"
-"""What only a Zarr atlas can; see `require_zarr`."""
 _CHUNK = 32_768
 _SHARD = 131_072
 """Rows; so many of every set are in memory together."""
@@ -30,8 +28,7 @@ def write_named_scores(
     group: Any, store: CellStore, titles: Sequence[str], scores: RowFile, facts: Mapping[str, Any]
 ) -> None:
     """Write obsm/X_gene_sets, as AnnData writes a data frame with the atlas's names of cells, and the facts in uns."""
-    obs = require_zarr(store, SCORED).group["obs"]
-    index = str(obs.attrs["_index"])
+    index = str(store.group["obs"].attrs["_index"]) if isinstance(store, ZarrStore) else "_index"
     frame = group.require_group("obsm").create_group(GENE_SETS, overwrite=True)
     frame.attrs.update(
         {
@@ -41,9 +38,11 @@ def write_named_scores(
             "column-order": list(titles),
         }
     )
-    # The names as they lie in obs: a copy of their files, whatever their number.
-    added = Path(str(group.store.root)) / group.path
-    shutil.copytree(Path(store.uri) / "obs" / index, added / "obsm" / GENE_SETS / index)
+    if isinstance(store, ZarrStore):  # the names as they lie in obs: a copy of their files, whatever their number
+        added = Path(str(group.store.root)) / group.path
+        shutil.copytree(Path(store.uri) / "obs" / index, added / "obsm" / GENE_SETS / index)
+    else:
+        anndata.io.write_elem(frame, index, store.obs([]).index.to_numpy())
     arrays = [
         frame.create_array(
             title,

@@ -55,6 +55,11 @@ class SomaAddress:
         return cls(Path(path), given.get("measurement"), given.get("layer"), condition if found else None)
 
 
+def store_path(store: Path) -> Path:
+    """Where an atlas, or a SOMA whatever its cells and counts are chosen by, lies."""
+    return SomaAddress.parse(str(store)).path if is_soma(store) else store
+
+
 def is_soma(path: str | Path) -> bool:
     """Whether a path, or an address, leads to a TileDB group.
 

@@ -1,4 +1,4 @@
-"""SomaStore: cells of a SOMA Experiment as a store, read-only."""
+"""SomaStore: cells of a SOMA Experiment as a store."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from unicoord_atlas.schema import AtlasSchema, Source
 from .cell_names import arrow_index
 from .labels import LabelRules, join_labels, labels_of
 from .plan import expand_ranges
+from .soma_additions import addition_of, graph_rows
 from .soma_address import SomaAddress
 from .soma_facts import cached_facts
 from .soma_open import JOINID, OpenExperiment
@@ -27,10 +28,10 @@ from .soma_rows import COLUMNS, ROWS, VALUES, read_rows
 from .soma_written import obsm_columns, written_facts
 from .store import CsrBuffer
 from .take_rows import take_rows
-from .zarr_layout import INNER_CHUNK, SIZE_FACTOR, SOURCE, count_dtype, index_dtype
+from .zarr_layout import GRAPH_FACTS, GRAPH_PART, INNER_CHUNK, SIZE_FACTOR, SOURCE, count_dtype, index_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -110,14 +111,32 @@ class SomaStore:
         """Genes; index = names."""
         return self._opened.frame(self._opened.measurement.var)
 
+    def obsm_keys(self) -> list[str]:
+        """Names of the tables with a row a cell."""
+        return sorted(self._opened.measurement.get("obsm", ()))
+
     def obsm(self, key: str) -> NDArray[np.generic] | pd.DataFrame:
         """A table with a row a cell, as it was stored."""
-        tables = self._opened.measurement.obsm if "obsm" in self._opened.measurement else {}
-        if key not in tables:
-            raise UsageError(f"{self.uri}: obsm has no {key!r}; it has: {', '.join(sorted(tables)) or 'nothing'}")
-        table = _whole_table(tables[key])[self.joinids]
+        if key not in self.obsm_keys():
+            raise UsageError(f"{self.uri}: obsm has no {key!r}; it has: {', '.join(self.obsm_keys()) or 'nothing'}")
+        table = _whole_table(self._opened.measurement.obsm[key])[self.joinids]
         columns = obsm_columns(self._opened, key)
         return table if columns is None else pd.DataFrame(table, columns=columns, index=self.obs([]).index)
+
+    @property
+    def graph_made_of(self) -> str | None:
+        """The fingerprint of the cells whose graph `build-graph` added; None if it did not."""
+        addition = addition_of(self._opened, GRAPH_PART)
+        return None if addition is None else str(addition["config"]["cells"])
+
+    def graph_facts(self) -> Mapping[str, Any]:
+        """What `build-graph` says of its graph."""
+        facts: Mapping[str, Any] = self._opened.measurement["uns"][GRAPH_FACTS].metadata
+        return facts
+
+    def graph(self, key: str) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+        """A matrix between cells; see `soma_additions.graph_rows`."""
+        return graph_rows(self._opened.measurement.obsp[key], self.joinids)
 
     def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrBlock:
         """Rows of the (b, 2) ranges start:stop, one after the other in the order given.
@@ -151,8 +170,7 @@ class SomaStore:
         else:
             rows = self.read_ranges(np.array([[0, self.n_obs]]))
             matrix = csr_matrix((rows.data, rows.indices.astype(np.int32), rows.indptr), (self.n_obs, self.n_vars))
-        tables = self._opened.measurement.obsm if "obsm" in self._opened.measurement else ()
-        return anndata.AnnData(matrix, self.obs(), self.var(), obsm={key: self.obsm(key) for key in tables})
+        return anndata.AnnData(matrix, self.obs(), self.var(), obsm={key: self.obsm(key) for key in self.obsm_keys()})
 
     def _measured_schema(self) -> AtlasSchema:
         """Of an experiment that another program wrote."""

@@ -46,6 +46,8 @@ _ENTRIES = "row_entries"
 _COUNTS = "counts"
 _COLUMNS = "obsm_columns"
 """Names of the columns of obsm tables that have any: SOMA keeps matrices."""
+MADE_COLUMNS = "unicoord_columns"
+"""The same, as JSON, in the metadata of a table that was added later."""
 _TILE_ROWS = 256
 _ROWS_TOGETHER = 50_000
 _FILTERS = {"filters": ["ByteShuffleFilter", "LZ4Filter"]}
@@ -80,6 +82,9 @@ def written_facts(
 
 def obsm_columns(opened: OpenExperiment, key: str) -> list[str] | None:
     """Names of the columns of an obsm table, if it had any."""
+    made = opened.measurement.obsm[key].metadata.get(MADE_COLUMNS)
+    if made is not None:
+        return list(json.loads(made))
     facts = opened.measurement["uns"][names.UNS] if names.UNS in opened.measurement.get("uns", ()) else {}
     if key not in facts.get(_COLUMNS, ()):
         return None
@@ -128,7 +133,7 @@ def _begin(out: Path, store: CellStore, tables: anndata.AnnData) -> None:
         elif path.name.startswith("__"):
             path.unlink()
     cells = tables.copy()
-    cells.uns = _plain(cells.uns)
+    cells.uns = plain_texts(cells.uns)
     frames = {key: table for key, table in cells.obsm.items() if isinstance(table, pd.DataFrame)}
     for key, table in frames.items():
         cells.obsm[key] = table.to_numpy()
@@ -207,10 +212,10 @@ def _mark(matrix: Any) -> str:
     return hashlib.blake2b(json.dumps(fragments(matrix)).encode(), digest_size=16).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def plain_texts(value: Any) -> Any:
     """Nested uns with texts in arrays of plain texts: tiledbsoma writes no array of pandas' or NumPy's new strings."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: plain_texts(inner) for key, inner in value.items()}
     if isinstance(value, np.ndarray) and value.dtype.kind in "OT":
         return np.array(value.tolist(), str)
     return value

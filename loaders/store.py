@@ -89,6 +89,10 @@ class CellStore(Protocol):
         """Genes; index = names."""
         ...
 
+    def obsm_keys(self) -> list[str]:
+        """Names of the tables with a row a cell."""
+        ...
+
     def obsm(self, key: str) -> NDArray[np.generic] | pd.DataFrame:
         """A table with a row a cell, as it was stored."""
         ...

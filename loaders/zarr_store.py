@@ -98,11 +98,15 @@ class ZarrStore:
         """Genes; index = names."""
         return anndata.io.read_elem(self.group["var"])
 
+    def obsm_keys(self) -> list[str]:
+        """Names of the tables with a row a cell."""
+        return sorted(self.group["obsm"])
+
     def obsm(self, key: str) -> NDArray[np.generic] | pd.DataFrame:
         """A table with a row a cell, as it was stored."""
         group = self.group["obsm"]
         if key not in group:
-            raise UsageError(f"{self.uri}: obsm has no {key!r}; it has: {', '.join(sorted(group)) or 'nothing'}")
+            raise UsageError(f"{self.uri}: obsm has no {key!r}; it has: {', '.join(self.obsm_keys()) or 'nothing'}")
         if "column-order" in group[key].attrs:
             return read_frame(group[key])
         table: NDArray[np.generic] = anndata.io.read_elem(group[key])

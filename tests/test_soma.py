@@ -19,7 +19,6 @@ from stores import plain_columns, random_counts
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
 from unicoord_atlas.jobs import (
-    build_graph,
     cached_store,
     convert,
     export_latents,
@@ -27,7 +26,6 @@ from unicoord_atlas.jobs import (
     info,
     ingest,
     map_query,
-    select_gene_sets,
     train,
 )
 from unicoord_atlas.loaders import soma_written
@@ -271,20 +269,6 @@ def test_faults_name_the_experiment_and_the_way_out(folder, tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "tiledbsoma", None)
     with pytest.raises(ConfigError, match=r"pip install 'unicoord-atlas\[soma\]'"):
         open_store(folder / "atlas.soma")
-
-
-def test_what_needs_a_zarr_atlas_says_so_before_it_works(folder, tmp_path):
-    soma = folder / "atlas.soma"
-    (tmp_path / "sets.gmt").write_text("S\td\tG1\n")
-    works = (
-        lambda: build_graph.run(build_graph.BuildGraphOptions(soma)),
-        lambda: select_gene_sets.run(select_gene_sets.SelectGeneSetsOptions(soma, tmp_path / "sets.gmt", "cell_type")),
-        lambda: train.run(train.TrainOptions(soma, tmp_path / "run", config("latent.diffusion=1"))),
-    )
-    for work in works:
-        with pytest.raises(UsageError, match=r"only a Zarr atlas can .*unicoord-atlas convert"):
-            work()
-    assert not (tmp_path / "run").exists()
 
 
 def test_tables_of_cells_come_along_with_their_columns(folder, tmp_path):

@@ -1,0 +1,212 @@
+"""Graphs and scores that jobs add to a SOMA Experiment, against those of the Zarr atlas of the same cells."""
+
+import shutil
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from cells import counts_of_types
+
+from unicoord_atlas.config import RunConfig
+from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.jobs import amend_store, build_graph, convert, ingest, reorder, report, train
+from unicoord_atlas.jobs.build_graph import BuildGraphOptions
+from unicoord_atlas.jobs.select_gene_sets import SelectGeneSetsOptions
+from unicoord_atlas.jobs.select_gene_sets import run as select
+from unicoord_atlas.loaders import soma_additions
+from unicoord_atlas.loaders.graph_store import Neighbors
+from unicoord_atlas.loaders.store import open_store
+from unicoord_atlas.training.metrics import read_metrics
+
+tiledbsoma = pytest.importorskip("tiledbsoma")
+io = pytest.importorskip("tiledbsoma.io")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the library's own
+NUM_CELLS, NUM_GENES = 300, 90
+GRAPH = {"k": 5, "num_pcs": 6, "num_genes": 60}
+LUNG = 'filter=tissue == "lung"'
+
+
+class Killed(BaseException):
+    pass
+
+
+def graph(path, **changes):
+    return build_graph.run(BuildGraphOptions(path, **{**GRAPH, **changes}))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """atlas.zarr and plain.soma of it; graphed.zarr with a graph; sets.gmt."""
+    folder = tmp_path_factory.mktemp("soma_additions")
+    counts, types = counts_of_types(NUM_CELLS, NUM_GENES)
+    tissue = np.where(np.arange(NUM_CELLS) % 4 < 2, "lung", "blood")
+    obs = pd.DataFrame(
+        {"cell_type": np.array(["B", "T", "NK"])[types], "tissue": tissue}, [f"cell{i}" for i in range(NUM_CELLS)]
+    )
+    var = pd.DataFrame(index=[f"GENE{i}" for i in range(NUM_GENES)])
+    anndata.AnnData(counts.astype(np.float32), obs=obs, var=var).write_h5ad(folder / "cells.h5ad")
+    ingest.run(ingest.IngestOptions([str(folder / "cells.h5ad")], folder / "atlas.zarr", labels=["cell_type"]))
+    convert.run(convert.ConvertOptions(folder / "atlas.zarr", folder / "plain.soma"))
+    shutil.copytree(folder / "atlas.zarr", folder / "graphed.zarr")
+    graph(folder / "graphed.zarr")
+    rng = np.random.default_rng(3)
+    sets = [f"S{i}\tset {i}\t" + "\t".join(f"GENE{g}" for g in rng.permutation(NUM_GENES)[:15]) for i in range(12)]
+    (folder / "sets.gmt").write_text("\n".join(sets) + "\n")
+    return folder
+
+
+@pytest.fixture
+def soma(made, tmp_path):
+    return shutil.copytree(made / "plain.soma", tmp_path / "cells.soma")
+
+
+def as_anndata(path):
+    with tiledbsoma.Experiment.open(str(path)) as experiment:
+        return io.to_anndata(experiment, "RNA", X_layer_name="data")
+
+
+def assert_same_graph(one, other):
+    rows = np.arange(one.n_obs)
+    for found, expected in zip(Neighbors(one).of(rows), Neighbors(other).of(rows), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_graph_is_that_of_the_zarr_atlas_and_scanpy_finds_it(made, soma):
+    assert graph(soma)["edges"] > NUM_CELLS
+    cells, expected = as_anndata(soma), anndata.read_zarr(made / "graphed.zarr")
+    np.testing.assert_array_equal(cells.obsm["X_pca"], expected.obsm["X_pca"])
+    np.testing.assert_array_equal(cells.varm["PCs"], expected.varm["PCs"])
+    for key in ("distances", "connectivities"):
+        assert (cells.obsp[key] != expected.obsp[key]).nnz == 0
+        assert cells.obsp[key].nnz == expected.obsp[key].nnz
+    assert cells.uns["neighbors"] == expected.uns["neighbors"]
+    np.testing.assert_array_equal(cells.uns["pca"]["variance"], expected.uns["pca"]["variance"])
+    assert_same_graph(open_store(soma), open_store(made / "graphed.zarr"))
+    assert list(soma.parent.iterdir()) == [soma]
+
+
+def test_another_graph_takes_the_place_of_one_only_when_told(soma):
+    with pytest.raises(UsageError, match="has no graph of neighbours"):
+        Neighbors(open_store(soma))
+    graph(soma)
+    assert graph(soma)["already_done"]
+    with pytest.raises(DataError, match=r"another graph \(k differ\); say --replace"):
+        graph(soma, k=4)
+    graph(soma, k=4, use_rep=None, replace=True)
+    assert np.diff(Neighbors(open_store(soma)).indptr).tolist() == [4] * NUM_CELLS
+    assert as_anndata(soma).uns["neighbors"]["params"]["n_neighbors"] == 5
+
+
+def test_a_graph_of_some_cells_is_no_graph_of_others(made, soma, tmp_path):
+    lung = Path(f"{soma}?{LUNG}")
+    graph(lung)
+    chosen = open_store(lung)
+    convert.run(convert.ConvertOptions(lung, tmp_path / "lung.zarr"))
+    graph(tmp_path / "lung.zarr")
+    assert_same_graph(chosen, open_store(tmp_path / "lung.zarr"))
+    cells = as_anndata(soma)
+    outside = (cells.obs["tissue"] != "lung").to_numpy()
+    assert np.isnan(cells.obsm["X_pca"][outside]).all()
+    assert not np.isnan(cells.obsm["X_pca"][~outside]).any()
+    assert cells.obsp["connectivities"][outside].nnz == 0
+    with pytest.raises(DataError, match="its graph was made of other cells"):
+        Neighbors(open_store(soma))
+
+
+@pytest.mark.parametrize(
+    ("where", "before"),
+    [("_take_out", True), ("_write_graph", False), ("_write_facts", True), ("write_record", False)],
+)
+def test_a_killed_addition_is_none_and_the_next_call_completes_it(made, soma, monkeypatch, where, before):
+    if before:
+        graph(soma, k=3)
+    whole, calls = getattr(soma_additions, where), []
+
+    def kill(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == (1 if where == "_write_facts" else 2):
+            raise Killed
+        return whole(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(soma_additions, where, kill)
+        with pytest.raises(Killed):
+            graph(soma, replace=True)
+    with pytest.raises(UsageError, match="has no graph"):
+        Neighbors(open_store(soma))
+    with monkeypatch.context() as patch:
+        patch.setattr(build_graph, "_build", None)  # nothing is computed again
+        assert graph(soma)["already_done"]
+    assert_same_graph(open_store(soma), open_store(made / "graphed.zarr"))
+    assert list(soma.parent.iterdir()) == [soma]
+
+
+def test_what_others_put_in_an_experiment_is_never_replaced(made, tmp_path):
+    cells = anndata.read_h5ad(made / "cells.h5ad")
+    cells.obsm["X_pca"] = np.ones((NUM_CELLS, 3), np.float32)
+    io.from_anndata(str(tmp_path / "foreign.soma"), cells, "RNA")
+    with pytest.raises(DataError, match=r"has obsm/X_pca already, which graph would write"):
+        graph(tmp_path / "foreign.soma")
+    assert as_anndata(tmp_path / "foreign.soma").obsm["X_pca"].tolist() == np.ones((NUM_CELLS, 3)).tolist()
+
+
+def test_a_graph_comes_along_when_an_atlas_is_converted(made, tmp_path):
+    convert.run(convert.ConvertOptions(made / "graphed.zarr", tmp_path / "graphed.soma"))
+    assert_same_graph(open_store(tmp_path / "graphed.soma"), open_store(made / "graphed.zarr"))
+    assert graph(tmp_path / "graphed.soma")["already_done"]
+
+
+def test_losses_with_neighbours_are_those_of_the_zarr_atlas_to_the_last_bit(made, soma, tmp_path):
+    graph(soma)
+    settings = RunConfig.load(
+        None,
+        [
+            'latent.discrete=["cell_type"]',
+            "latent.diffusion=2",
+            "model.hidden=[16]",
+            "train.epochs=2",
+            "train.batch_size=32",
+            "train.precision=fp32",
+        ],
+    )
+    losses, timed = [], ("seconds", "cells_per_second", "data_wait")
+    for path in (made / "graphed.zarr", soma):
+        train.run(train.TrainOptions(path, tmp_path / f"{path.name}.run", settings))
+        lines = read_metrics(tmp_path / f"{path.name}.run" / "metrics.jsonl")
+        losses.append([{key: value for key, value in line.items() if key not in timed} for line in lines])
+    assert losses[0] == losses[1]
+    assert losses[0][0]["diffusion"] > 0
+
+
+def test_scores_of_gene_sets_are_those_of_the_zarr_atlas(made, soma, tmp_path):
+    small = {
+        "min_genes": 10, "top_share": 0.3, "cells": 200, "null_draws": 200, "null_sizes": 2, "null_cells": 100,
+        "p": 1.0, "trees": 20, "top": 6, "groups": 3,
+    }  # fmt: skip
+    shutil.copytree(made / "atlas.zarr", tmp_path / "atlas.zarr")
+    for path in (soma, tmp_path / "atlas.zarr"):
+        assert len(select(SelectGeneSetsOptions(path, made / "sets.gmt", "cell_type", **small))["sets"]) == 3
+    assert (tmp_path / "cells.gene-sets").is_dir()
+    found, expected = (open_store(path).obsm("X_gene_sets") for path in (soma, tmp_path / "atlas.zarr"))
+    assert list(found.columns) == list(expected.columns)
+    assert found.index.tolist() == expected.index.tolist()
+    np.testing.assert_array_equal(found.to_numpy(), expected.to_numpy())
+    assert list(as_anndata(soma).uns["unicoord_gene_sets"]["titles"]) == list(expected.columns)
+    settings = ['latent.continuous=["obsm:X_gene_sets"]', "model.hidden=[16]", "train.epochs=1"]
+    train.run(
+        train.TrainOptions(soma, tmp_path / "run", RunConfig.load(None, ['latent.discrete=["cell_type"]', *settings]))
+    )
+    graph(soma)
+    pytest.importorskip("umap")
+    page = report.run(report.ReportOptions(tmp_path / "run", tmp_path / "page.html", soma))
+    assert {"map", "graph", "activities"}.isdisjoint(page["left_out"])
+
+
+def test_only_a_zarr_atlas_is_put_in_another_order(soma, tmp_path):
+    with pytest.raises(UsageError, match=r"only a Zarr atlas can be put in another order; .*unicoord-atlas convert"):
+        reorder.run(reorder.ReorderOptions(soma, tmp_path / "ordered.zarr"))
+    assert not (tmp_path / "ordered.zarr").exists()
+    with pytest.raises(UsageError, match="this needs the atlas on this machine"):
+        amend_store.finish_amendment(Path("s3://bucket/cells.soma?layer=raw"), "graph")
