@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import io
 import json
 import os
 import platform
 import signal
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +28,10 @@ from hypothesis import HealthCheck, given, settings
 
 AT_ONCE = 200
 """Cases between two looks at the clock."""
+LONGEST = 120
+"""Seconds: a case that has no answer by then ends the run with a stack, since a library in C cannot be stopped."""
+LAST = Path(tempfile.gettempdir()) / "unicoord-fuzz-case.txt"
+"""The case at work."""
 SETTINGS = settings(
     max_examples=AT_ONCE, derandomize=False, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
@@ -60,8 +66,11 @@ def drawn(name: str, function: Any, values: Any, seconds: float) -> dict[str, An
     def counted(value: Any) -> None:
         nonlocal count
         count += 1
+        LAST.write_text(f"{name}: {value!r}")
+        faulthandler.dump_traceback_later(LONGEST, exit=True)
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             function(value)
+        faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a command that was run took it for itself
 
     check = SETTINGS(given(values)(counted))

@@ -150,6 +150,10 @@ def test_what_others_put_in_an_experiment_is_never_replaced(made, tmp_path):
     with pytest.raises(DataError, match=r"has obsm/X_pca already, which graph would write"):
         graph(tmp_path / "foreign.soma")
     assert as_anndata(tmp_path / "foreign.soma").obsm["X_pca"].tolist() == np.ones((NUM_CELLS, 3)).tolist()
+    del cells.obsm["X_pca"]
+    io.from_anndata(str(tmp_path / "bare.soma"), cells, "RNA")
+    graph(tmp_path / "bare.soma")
+    assert_same_graph(open_store(tmp_path / "bare.soma"), open_store(made / "graphed.zarr"))
 
 
 def test_a_graph_comes_along_when_an_atlas_is_converted(made, tmp_path):
