@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -15,9 +15,10 @@ from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, Latent
 from unicoord_atlas.narrower import ShallowerBatches
 from unicoord_atlas.normalization import Normalization
 from unicoord_atlas.novelty import (
+    CellFacts,
     Novelty,
     Strangeness,
-    cell_errors,
+    cell_facts,
     fit_novelty,
     nearest_distances,
     own_distances,
@@ -32,19 +33,30 @@ DEEP = np.full(3, 8, np.float32)
 class Genes:
     genes_f: np.ndarray
     variance_f: np.ndarray
+    axes_fp: np.ndarray
 
 
-def cells(rng: np.random.Generator, n: int, depth: float = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates that are normal, errors that grow with depth, and depths."""
+THREE = Genes(np.arange(3), np.ones(3), np.eye(3, 2, dtype=np.float32))
+
+
+def cells(rng: np.random.Generator, n: int, depth: float = 8) -> CellFacts:
+    """Coordinates that are normal, directions all around, errors that grow with depth, and depths."""
     depth_n = rng.normal(depth, 0.5, n)
     errors = np.exp(3 - 0.5 * depth_n + 0.1 * rng.normal(size=n))
-    return rng.normal(size=(n, 4)).astype(np.float32), errors, np.stack([np.ones(n), depth_n], axis=1)
+    directions = rng.normal(size=(n, 6)).astype(np.float32)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    bio = rng.normal(size=(n, 4)).astype(np.float32)
+    return CellFacts(bio, directions, errors, np.stack([np.ones(n), depth_n], axis=1))
+
+
+def apart(facts: CellFacts, times: np.ndarray | float) -> CellFacts:
+    """The same so many times as far apart."""
+    return replace(facts, bio_nb=np.float32(facts.bio_nb * times))
 
 
 def fitted(rng: np.random.Generator, validation: int = 199) -> Novelty:
     at = {1.0: cells(rng, validation), 0.5: cells(rng, validation)}
-    shallow = cells(rng, validation, 4)
-    return fit_novelty(Genes(np.arange(3), np.ones(3)), cells(rng, 1000), at, [(2 * shallow[0], *shallow[1:])])
+    return fit_novelty(THREE, cells(rng, 1000), at, [apart(cells(rng, validation, 4), 2)])
 
 
 def test_distances_are_those_of_scikit_learn():
@@ -73,23 +85,22 @@ def test_p_values_of_cells_like_the_validation_cells_are_uniform():
     assert abs((p_values < 0.05).mean() - 0.05) < 0.03
 
 
-def test_depth_is_taken_off_both_parts():
+def test_depth_is_taken_off_all_parts():
     rng = np.random.default_rng(3)
     novelty = fitted(rng)
-    np.testing.assert_allclose(novelty.depth_22[1], [3, -0.5], atol=0.1)
-    points, errors, terms = cells(rng, 1000)
-    spread = np.exp(0.4 * (terms[:, 1] - 8))[:, None].astype(np.float32)  # deep cells lie farther apart
-    same = fit_novelty(Genes(np.arange(3), np.ones(3)), (points * spread, errors, terms), {1.0: cells(rng, 99)}, [])
-    assert 0.2 < same.depth_22[0, 1] < 0.5
+    np.testing.assert_allclose(novelty.depth_32[2], [3, -0.5], atol=0.1)
+    facts = cells(rng, 1000)
+    spread = np.exp(0.4 * (facts.terms_n2[:, 1] - 8))[:, None].astype(np.float32)  # deep cells lie farther apart
+    same = fit_novelty(THREE, apart(facts, spread), {1.0: cells(rng, 99)}, [])
+    assert 0.2 < same.depth_32[0, 1] < 0.5
 
 
-def test_the_stranger_part_decides():
+def test_distance_and_angle_count_together_and_the_stranger_of_that_and_the_error_decides():
     novelty = fitted(np.random.default_rng(6))
-    (distance, spread), (error, error_spread) = novelty.scale_22
-    parts = Strangeness(
-        np.float32([distance + 3 * spread, distance]), np.float32([error, error + 2 * error_spread]), DEEP[:2]
-    )
-    np.testing.assert_allclose(novelty.scores(parts), [3, 2], rtol=1e-3)
+    above_3n = np.array([[3, 0, 0, -9], [0, 2, 0, -9], [0, 0, 2, 1]])
+    centre, spread = novelty.scale_32.T[..., None]
+    parts = Strangeness(np.float32(centre + spread * above_3n), np.full(4, 8, np.float32))
+    np.testing.assert_allclose(novelty.scores(parts), [3 / 2**0.5, 2**0.5, 2, 1], rtol=1e-3)
 
 
 def test_a_low_coverage_is_compared_with_its_like():
@@ -105,8 +116,7 @@ def test_a_shallow_cell_is_compared_with_its_like():
     rng = np.random.default_rng(7)
     novelty = fitted(rng, 999)
     np.testing.assert_allclose(novelty.log_depths, [4, 8], atol=0.1)
-    points, errors, terms = cells(rng, 999, 4)
-    parts = strangeness(novelty, 2 * points, errors, terms)
+    parts = strangeness(novelty, apart(cells(rng, 999, 4), 2))
     assert (novelty.p_values(novelty.scores(parts), parts.log_depth) < 0.05).mean() < 0.08
     assert (novelty.p_values(novelty.scores(parts), np.full(999, 8, np.float32)) < 0.05).mean() > 0.2
 
@@ -150,19 +160,41 @@ def test_errors_are_those_of_the_decoder_over_the_genes_that_were_measured():
     batch = minibatch(counts)
     rows = model.normalized(batch)
     encoded = FrozenEncoder(model).encode(batch, rows)
-    genes = Genes(np.array([1, 5, 30]), np.array([1.0, 2.0, 1.0]))
+    genes = Genes(np.array([1, 5, 30]), np.array([1.0, 2.0, 1.0]), np.eye(3, 2, dtype=np.float32))
+    bio = np.zeros((20, 1), np.float32)
     measured = np.ones(40, np.bool_)
     measured[5] = False
     with torch.no_grad():
         decoded = model.decode(torch.from_numpy(mode_latents(model, encoded))).numpy()
     squares = (decoded - rows.to_dense().numpy()) ** 2
     size_factors = batch.size_factors_n
-    whole, terms = cell_errors(model, genes, rows, encoded, size_factors, None)
-    partly, _ = cell_errors(model, genes, rows, encoded, size_factors, measured)
+    whole, partly = (cell_facts(model, genes, rows, encoded, bio, size_factors, given) for given in (None, measured))
     weighed = squares[:, genes.genes_f] / (genes.variance_f + 0.01)
-    np.testing.assert_allclose(whole, weighed.mean(axis=1), rtol=1e-4)
-    np.testing.assert_allclose(partly, weighed[:, [0, 2]].sum(axis=1) / 3, rtol=1e-4)
-    np.testing.assert_allclose(terms[:, 1], np.log(counts.sum(axis=1)), rtol=1e-6)
+    np.testing.assert_allclose(whole.errors_n, weighed.mean(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(partly.errors_n, weighed[:, [0, 2]].sum(axis=1) / 3, rtol=1e-4)
+    np.testing.assert_allclose(whole.terms_n2[:, 1], np.log(counts.sum(axis=1)), rtol=1e-6)
+
+
+def test_directions_fit_the_genes_that_were_measured_best():
+    """Cells that are mixtures of two profiles: from half of the genes they are found where all genes say they are."""
+    rng = np.random.default_rng(8)
+    mixtures = rng.random((50, 2)) @ rng.gamma(0.5, 2.0, (2, 40))
+    counts = rng.poisson(200 * mixtures)
+    model, batch = small_model(), minibatch(counts)
+    rows = model.normalized(batch)
+    values = rows.to_dense().numpy()
+    axes = np.linalg.svd(values, full_matrices=False)[2][:2].T.astype(np.float32)
+    genes = Genes(np.arange(40), np.ones(40), axes)
+    measured = np.arange(40) % 2 == 0
+    encoded = FrozenEncoder(model).encode(batch, rows)
+    whole, partly, half = (
+        cell_facts(model, genes, cells, encoded, np.zeros((50, 1), np.float32), batch.size_factors_n, given).profiles_np
+        for cells, given in ((rows, None), (rows, measured), (model.normalized(minibatch(counts * measured)), None))
+    )
+    expected = values @ axes
+    np.testing.assert_allclose(whole, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(partly, axis=1), 1, rtol=1e-5)
+    assert np.abs(partly - whole).max() < 0.5 * np.abs(half - whole).max()
 
 
 def test_the_frozen_encoder_says_what_the_model_says():

@@ -1,20 +1,21 @@
-"""How strange a cell is to a reference: its distance from the reference's cells, and how badly it is decoded.
+"""How strange a cell is to a reference: how far it is from the reference's cells, and how badly it is decoded.
 
-    novelty = max over both parts of (log part - what depth explains - its centre) / its spread
+    novelty = max((distance + angle) / sqrt(2), error), each (log part - what depth explains - its centre) / its spread
 
-Distances are Euclidean in the biological coordinates, the mean over the nearest labelled reference cells.  Errors are
-means over the genes that vary most of squared error / variance; a gene that was not measured has none.  What depth
-alone does to either is a regression on the reference's cells.  Centres and spreads are the median and the scaled median
-deviation of validation cells.  A p-value is the larger of two: among validation cells of which as few genes are known,
-and among those with as few molecules.  Chosen by leaving types out of pbmc8k and looking for them in pbmc4k, as it is
-and as another chemistry might see it, and in kang_muscat_subset (docs/differences.md).
-Shapes: n cells, m reference cells, v validation cells, b biological coordinates, f genes that the error is taken over.
+Distances are Euclidean in the biological coordinates.  Angles are chords between the directions of cells along the
+first principal axes, which no label has shaped; where genes were not measured, the direction that fits the others best.
+Both are means over the nearest labelled reference cells.  Errors are means over the genes that vary most of squared
+error / variance; a gene that was not measured has none.  What depth alone does to each is a regression on the
+reference's cells.  Centres and spreads are the median and the scaled median deviation of validation cells.  A p-value is
+the larger of two: among validation cells of which as few genes are known, and among those with as few molecules.
+Chosen by leaving types out of pbmc8k and looking for them elsewhere (docs/differences.md).
+Shapes: n cells, m reference cells, v validation cells, b biological coordinates, f genes that varied most, p axes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from .errors import DataError
 from .generate import mode_latents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -43,10 +44,12 @@ _TILE = 1 << 24
 _SMALLEST = 1e-6
 _LEAST_VARIANCE = 0.01
 """Added to the variance of a gene, so that one that hardly varies does not decide alone."""
+_RIDGE = 0.01
+"""Of the least squares: an axis that the measured genes hardly see is not made up."""
 
 
-class ErrorGenes(Protocol):
-    """Which genes the error is taken over."""
+class VariableGenes(Protocol):
+    """Which genes errors and profiles are taken over."""
 
     @property
     def genes_f(self) -> NDArray[np.int64]:
@@ -58,15 +61,37 @@ class ErrorGenes(Protocol):
         """Of their log-normalized values in the atlas."""
         ...
 
+    @property
+    def axes_fp(self) -> NDArray[np.float32]:
+        """Orthonormal principal axes of the atlas's cells, not centred."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CellFacts:
+    """What novelty is computed from."""
+
+    bio_nb: NDArray[np.float32]
+    """Biological coordinates."""
+    profiles_np: NDArray[np.float32]
+    """Directions in the space of the axes: of length 1, or 0 of a cell without counts."""
+    errors_n: NDArray[np.float64]
+    """Mean of squared error / variance over the genes."""
+    terms_n2: NDArray[np.float64]
+    """1 and the log of the size factor."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[CellFacts]) -> CellFacts:
+        """Of all cells, one after the other."""
+        return cls(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls)))
+
 
 @dataclass(frozen=True, slots=True)
 class Strangeness:
-    """The two parts of novelty, before they are put on one scale."""
+    """The parts of novelty, before they are put on one scale."""
 
-    log_distance: NDArray[np.float32]
-    """(n,) with what depth explains taken off."""
-    log_error: NDArray[np.float32]
-    """(n,) likewise."""
+    logs_3n: NDArray[np.float32]
+    """Logs of distance, angle and error, with what depth explains taken off."""
     log_depth: NDArray[np.float32]
     """(n,) of the size factor."""
 
@@ -76,15 +101,19 @@ class Novelty:
     """All that is needed to tell how strange a cell is: part of a reference."""
 
     genes_f: NDArray[np.int64]
-    """Of the model's genes, those that the error is taken over."""
+    """Of the model's genes, those that errors and profiles are taken over."""
     variance_f: NDArray[np.float64]
     """Of their log-normalized values in the atlas."""
+    axes_fp: NDArray[np.float32]
+    """Principal axes; see `VariableGenes`."""
     points_mb: NDArray[np.float32]
     """Biological coordinates of reference cells."""
-    depth_22: NDArray[np.float64]
-    """Regression of log distance, and of log error, on 1 and the log of the size factor."""
-    scale_22: NDArray[np.float64]
-    """Centre and spread of log distance, and of log error."""
+    profiles_mp: NDArray[np.float32]
+    """Directions of their profiles."""
+    depth_32: NDArray[np.float64]
+    """Regression of log distance, log angle and log error on 1 and the log of the size factor."""
+    scale_32: NDArray[np.float64]
+    """Centre and spread of each."""
     coverages: NDArray[np.float64]
     """(c,) ascending shares of the mean profile at which validation cells were scored; the last is 1."""
     scores_cv: NDArray[np.float32]
@@ -96,10 +125,9 @@ class Novelty:
 
     def scores(self, parts: Strangeness) -> NDArray[np.float32]:
         """(n,) novelty, higher = stranger."""
-        (distance_centre, distance_spread), (error_centre, error_spread) = self.scale_22
-        scores: NDArray[np.float32] = np.maximum(
-            (parts.log_distance - distance_centre) / distance_spread, (parts.log_error - error_centre) / error_spread
-        ).astype(np.float32)
+        centre_3, spread_3 = self.scale_32.T
+        distance_n, angle_n, error_n = (parts.logs_3n - centre_3[:, None]) / spread_3[:, None]
+        scores: NDArray[np.float32] = np.maximum((distance_n + angle_n) / np.sqrt(2), error_n).astype(np.float32)
         return scores
 
     def p_values(
@@ -131,12 +159,11 @@ class Novelty:
             raise DataError(f"{path}: cannot be read as the novelty of a reference ({error})") from error
 
 
-Gathered = tuple["NDArray[np.float32]", "NDArray[np.float64]", "NDArray[np.float64]"]
-"""(n, b) biological coordinates, (n,) errors and (n, 2) depth terms of cells."""
-
-
 def fit_novelty(
-    genes: ErrorGenes, reference_cells: Gathered, validation: Mapping[float, Gathered], shallower: Iterable[Gathered]
+    genes: VariableGenes,
+    reference_cells: CellFacts,
+    validation: Mapping[float, CellFacts],
+    shallower: Iterable[CellFacts],
 ) -> Novelty:
     """Regress, scale and score.
 
@@ -147,18 +174,18 @@ def fit_novelty(
     shallower
         The same with fewer and fewer molecules.
     """
-    points_mb, errors_m, terms_m2 = reference_cells
-    logs_m2 = np.log(np.stack([np.maximum(own_distances(points_mb), _SMALLEST), errors_m], axis=1))
-    depth_22 = np.asarray(np.linalg.lstsq(terms_m2, logs_m2, rcond=None)[0].T, np.float64)
+    cells = reference_cells
+    logs_3m = _logs(own_distances(cells.bio_nb), own_distances(cells.profiles_np), cells.errors_n)
+    depth_32 = np.asarray(np.linalg.lstsq(cells.terms_n2, logs_3m.T, rcond=None)[0].T, np.float64)
     coverages = np.array(sorted(validation))
-    none_22, no_scores = np.ones((2, 2)), np.zeros((len(coverages), 0), np.float32)
+    none_32, no_scores = np.ones((3, 2)), np.zeros((len(coverages), 0), np.float32)
     novelty = Novelty(
-        genes.genes_f, genes.variance_f, points_mb, depth_22, none_22, coverages, no_scores, np.zeros(0), no_scores
-    )
-    parts = [strangeness(novelty, *validation[share]) for share in coverages.tolist()]
-    scale_22 = np.array([_centre_and_spread(parts[-1].log_distance), _centre_and_spread(parts[-1].log_error)])
-    novelty = replace(novelty, scale_22=scale_22)
-    levels = [parts[-1], *(strangeness(novelty, *cells) for cells in shallower)]
+        genes.genes_f, genes.variance_f, genes.axes_fp, cells.bio_nb, cells.profiles_np,
+        depth_32, none_32, coverages, no_scores, np.zeros(0), no_scores,
+    )  # fmt: skip
+    parts = [strangeness(novelty, validation[share]) for share in coverages.tolist()]
+    novelty = replace(novelty, scale_32=np.array([_centre_and_spread(log_n) for log_n in parts[-1].logs_3n]))
+    levels = [parts[-1], *(strangeness(novelty, shallow) for shallow in shallower)]
     levels.sort(key=lambda level: float(np.median(level.log_depth)))
     return replace(
         novelty,
@@ -168,56 +195,68 @@ def fit_novelty(
     )
 
 
-def strangeness(
-    novelty: Novelty, bio_nb: NDArray[np.float32], errors_n: NDArray[np.float64], terms_n2: NDArray[np.float64]
-) -> Strangeness:
-    """Both parts of the novelty of cells."""
-    distances = np.maximum(nearest_distances(novelty.points_mb, bio_nb), _SMALLEST)
-    explained_2n = novelty.depth_22 @ terms_n2.T
-    log_distance, log_error = (
-        (np.log(part) - explained).astype(np.float32)
-        for part, explained in zip((distances, errors_n), explained_2n, strict=True)
-    )
-    return Strangeness(log_distance, log_error, terms_n2[:, 1].astype(np.float32))
+def strangeness(novelty: Novelty, cells: CellFacts) -> Strangeness:
+    """The parts of the novelty of cells."""
+    distances_n = nearest_distances(novelty.points_mb, cells.bio_nb)
+    angles_n = nearest_distances(novelty.profiles_mp, cells.profiles_np)
+    logs_3n = _logs(distances_n, angles_n, cells.errors_n) - novelty.depth_32 @ cells.terms_n2.T
+    return Strangeness(logs_3n.astype(np.float32), cells.terms_n2[:, 1].astype(np.float32))
+
+
+def _logs(*parts: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    return np.log(np.maximum(np.stack(parts).astype(np.float64), _SMALLEST))
 
 
 @torch.no_grad()
-def cell_errors(
+def cell_facts(
     model: JointVAE,
-    genes: ErrorGenes,
+    genes: VariableGenes,
     rows: SparseRows,
     encoded: Encoded,
+    bio_nb: NDArray[np.float32],
     size_factors_n: Tensor,
     measured_g: NDArray[np.bool_] | None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(n,) means of squared error / variance over the genes and (n, 2) depth terms.
+) -> CellFacts:
+    """What the novelty of cells is computed from.
 
     Parameters
     ----------
-    rows, encoded, size_factors_n
+    rows, encoded, bio_nb, size_factors_n
         Log-normalized cells in the model's genes, their coordinates and size factors.
     measured_g
         Which genes of the atlas the cells' source measured; None = all.
     """
     device = model.output_layer.weight.device
+    x_nf = values_of(model, genes.genes_f, rows)
     genes_f = torch.from_numpy(genes.genes_f).to(device)
-    position_g = torch.full((model.spec.num_genes,), -1, device=device)
-    position_g[genes_f] = torch.arange(len(genes_f), device=device)
-    x_nf = rows.select(position_g, len(genes_f)).to_dense()
     hidden_nh = model.decode_hidden(torch.from_numpy(mode_latents(model, encoded)).to(device))
     layer = model.output_layer
     decoded_nf = torch.relu(F.linear(hidden_nh, layer.weight[genes_f], layer.bias[genes_f]))
-    measured_f = _measured(model, genes, measured_g)
-    seen_f = torch.from_numpy(measured_f).to(device)
+    seen_f = torch.from_numpy(_measured(model, genes, measured_g)).to(device)
     squares_nf = torch.where(seen_f, (decoded_nf - x_nf).square(), 0.0)
     weight_f = torch.from_numpy(1 / (genes.variance_f + _LEAST_VARIANCE)).to(device, torch.float32)
-    errors = (squares_nf @ weight_f).double().cpu().numpy() / len(weight_f)
-    depth = np.log(np.maximum(size_factors_n.double().cpu().numpy(), 1.0))
-    terms = np.stack([np.ones_like(depth), depth], axis=1)
-    return np.maximum(errors, _SMALLEST), terms
+    errors_n = (squares_nf @ weight_f).double().cpu().numpy() / len(weight_f)
+    depth_n = np.log(np.maximum(size_factors_n.double().cpu().numpy(), 1.0))
+    terms_n2 = np.stack([np.ones_like(depth_n), depth_n], axis=1)
+    profiles_np = _directions(x_nf, torch.from_numpy(genes.axes_fp).to(device), seen_f)
+    return CellFacts(bio_nb, profiles_np.cpu().numpy(), np.maximum(errors_n, _SMALLEST), terms_n2)
 
 
-def _measured(model: JointVAE, genes: ErrorGenes, measured_g: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+def values_of(model: JointVAE, genes_f: NDArray[np.int64], rows: SparseRows) -> Tensor:
+    """(n, f) values of some of the model's genes."""
+    position_g = torch.full((model.spec.num_genes,), -1, device=rows.data.device)
+    position_g[torch.from_numpy(genes_f).to(position_g.device)] = torch.arange(len(genes_f), device=position_g.device)
+    return rows.select(position_g, len(genes_f)).to_dense()
+
+
+def _directions(x_nf: Tensor, axes_fp: Tensor, seen_f: Tensor) -> Tensor:
+    """(n, p) of length 1: along the axes, by (almost) least squares over the genes that were measured."""
+    axes_fp = axes_fp * seen_f[:, None]
+    ridge_pp = _RIDGE * torch.eye(axes_fp.shape[1], device=axes_fp.device)
+    return F.normalize(torch.linalg.solve(axes_fp.T @ axes_fp + ridge_pp, (x_nf @ axes_fp).T).T, dim=1)
+
+
+def _measured(model: JointVAE, genes: VariableGenes, measured_g: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
     """(f,) which of the genes a source measured."""
     if measured_g is None:
         return np.ones(len(genes.genes_f), np.bool_)

@@ -4,7 +4,7 @@
     config.json                 network, labels, technical names, calibration, metrics, versions
     schema.json                 genes of the atlas and what each source measured
     normalization.safetensors   the atlas's frozen normalization
-    novelty.safetensors         reference cells, and how strange validation cells are (version 2, if there were any)
+    novelty.safetensors         reference cells, and how strange validation cells are (version 4, if there were any)
     seeds.safetensors           where training cells are, to generate others like them; may be left out
     README.md                   model card
 
@@ -32,7 +32,7 @@ from .calls import CallRule, ParentShares
 from .encode import Encoded, FrozenEncoder, softmax
 from .lineage import Tie
 from .model_card import model_card
-from .novelty import Novelty, cell_errors, strangeness
+from .novelty import Novelty, cell_facts, strangeness
 from .reference_files import (
     load_normalization,
     read_checked,
@@ -57,9 +57,9 @@ if TYPE_CHECKING:
     from .normalization import Normalization
 
 NOVELTY = "novelty.safetensors"
-FORMAT_VERSION = 3
-"""1 knew no parents of labels and no calibration at low coverage, 2 measured novelty otherwise: both are read all the
-same, without novelty."""
+FORMAT_VERSION = 4
+"""1 knew no parents of labels and no calibration at low coverage, 2 and 3 measured novelty otherwise: all are read all
+the same, without novelty."""
 
 
 class ReferenceConfig(BaseModel):
@@ -202,8 +202,8 @@ class ReferenceModel:
         for batch in batches:
             annotation, rows, size_factors_n = self.annotate_batch(batch, coverage)
             if novelty and self.novelty is not None:
-                errors = cell_errors(self.model, self.novelty, rows, annotation.encoded, size_factors_n, measured_g)
-                parts = strangeness(self.novelty, annotation.bio, *errors)
+                known = (annotation.encoded, annotation.bio, size_factors_n, measured_g)
+                parts = strangeness(self.novelty, cell_facts(self.model, self.novelty, rows, *known))
                 scores = self.novelty.scores(parts)
                 p_values = self.novelty.p_values(scores, parts.log_depth, coverage)
                 annotation = replace(annotation, novelty=scores, novelty_p=p_values)

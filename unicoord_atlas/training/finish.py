@@ -54,7 +54,8 @@ def finished_model(
     Parameters
     ----------
     training
-        Minibatches of training cells, in any order: the spread of the latents is taken from them.
+        Minibatches of training cells, in any order: the spread of the latents and the axes of novelty are taken from
+        them.
     validation
         Minibatches of validation cells, perhaps none: temperatures and metrics are taken from them.
     sampled
@@ -79,7 +80,7 @@ def finished_model(
     reference = ReferenceModel(model.eval(), facts, schema, normalization)
     if checked:
         shallower = shallower_batches(sampled, normalization, config.train.seed)
-        reference.novelty = novelty_of(reference, reference_cells, sampled, narrower, shallower)
+        reference.novelty = novelty_of(reference, training, reference_cells, sampled, narrower, shallower)
     return reference
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from unicoord_atlas.novelty import Gathered, Novelty, cell_errors, fit_novelty
+from unicoord_atlas.novelty import CellFacts, Novelty, cell_facts, fit_novelty, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -26,30 +27,43 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 10_000
 NUM_GENES = 2_000
+NUM_AXES = 20
 
 
 @dataclass(frozen=True)
 class ChosenGenes:
-    """The genes whose errors are summed; see `novelty.ErrorGenes`."""
+    """See `novelty.VariableGenes`."""
 
     genes_f: NDArray[np.int64]
     variance_f: NDArray[np.float64]
+    axes_fp: NDArray[np.float32]
 
 
 def novelty_of(
     reference: ReferenceModel,
+    training: Iterable[MiniBatch],
     reference_cells: Iterable[MiniBatch],
     validation: Iterable[MiniBatch],
     narrower: Mapping[float, NarrowerBatches],
     shallower: Iterable[ShallowerBatches],
 ) -> Novelty | None:
-    """Fit on training cells, see `reference_rows`; score validation cells as they are, with fewer genes or molecules.
+    """Fit on training cells, and score validation cells as they are, with fewer genes and with fewer molecules.
 
+    Parameters
+    ----------
+    training
+        Cells of all kinds, unlabelled ones too: axes of the labelled alone would know fewer directions.
+    reference_cells
+        Those that stand for what is known; see `reference_rows`.
+
+    Returns
+    -------
     None if all coordinates are technical: nothing is left to be near in.
     """
-    genes = chosen_genes(reference)
+    genes_f, variance_f = chosen_genes(reference)
+    genes = ChosenGenes(genes_f, variance_f, principal_axes(reference, genes_f, training))
     points = _gathered(reference, genes, reference_cells)
-    if not points[0].shape[1]:
+    if not points.bio_nb.shape[1]:
         return None
     scored = {1.0: _gathered(reference, genes, validation)}
     for share, batches in narrower.items():
@@ -80,15 +94,28 @@ def reference_rows(prepared: Preparation, technical: Collection[str]) -> NDArray
     return np.sort(np.concatenate(chosen))
 
 
-def chosen_genes(reference: ReferenceModel) -> ChosenGenes:
-    """The genes of the model that vary most, of those that all sources measured if these are not too few."""
+def chosen_genes(reference: ReferenceModel) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The genes of the model that vary most, of those that all sources measured if these are not too few; variances."""
     own_g = np.flatnonzero(np.isin(reference.schema.genes, reference.own_genes))
     variance_g = reference.normalization.variance_g[own_g]
     everywhere_g = reference.schema.measured_sg()[:, own_g].all(axis=0)
     if everywhere_g.sum() > min(NUM_GENES, len(own_g)) // 2:
         variance_g = np.where(everywhere_g, variance_g, 0.0)
     genes_f = np.sort(np.argsort(-variance_g, kind="stable")[:NUM_GENES])
-    return ChosenGenes(genes_f, np.maximum(variance_g[genes_f], 1e-12))
+    return genes_f, np.maximum(variance_g[genes_f], 1e-12)
+
+
+@torch.no_grad()
+def principal_axes(
+    reference: ReferenceModel, genes_f: NDArray[np.int64], batches: Iterable[MiniBatch]
+) -> NDArray[np.float32]:
+    """(f, p) first right singular vectors of the cells' log-normalized values; see `novelty.VariableGenes`."""
+    gram_ff = torch.zeros((len(genes_f), len(genes_f)), dtype=torch.float64)
+    for batch in batches:
+        x_nf = values_of(reference.model, genes_f, reference.model.normalized(batch.to(reference.device)))
+        gram_ff += (x_nf.T @ x_nf).cpu()
+    axes_fp: NDArray[np.float32] = torch.linalg.eigh(gram_ff)[1].flip(1)[:, :NUM_AXES].float().contiguous().numpy()
+    return axes_fp
 
 
 def _gathered(
@@ -96,13 +123,11 @@ def _gathered(
     genes: ChosenGenes,
     batches: Iterable[MiniBatch],
     measured_g: NDArray[np.bool_] | None = None,
-) -> Gathered:
+) -> CellFacts:
     coverage = 1.0 if measured_g is None else reference.normalization.profile_share(measured_g)
-    bio, errors, terms = [], [], []
+    parts = []
     for batch in batches:
         annotation, rows, size_factors_n = reference.annotate_batch(batch, coverage)
-        found = cell_errors(reference.model, genes, rows, annotation.encoded, size_factors_n, measured_g)
-        bio.append(annotation.bio)
-        errors.append(found[0])
-        terms.append(found[1])
-    return np.concatenate(bio), np.concatenate(errors), np.concatenate(terms)
+        facts = (annotation.encoded, annotation.bio, size_factors_n, measured_g)
+        parts.append(cell_facts(reference.model, genes, rows, *facts))
+    return CellFacts.joined(parts)
