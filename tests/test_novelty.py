@@ -6,6 +6,7 @@ import torch
 from cells import counts_of_types, minibatch
 from sklearn.neighbors import NearestNeighbors
 
+from unicoord_atlas.cell_facts import CellFacts, cell_facts
 from unicoord_atlas.config import ModelConfig
 from unicoord_atlas.encode import FrozenEncoder
 from unicoord_atlas.errors import DataError
@@ -15,10 +16,8 @@ from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, Latent
 from unicoord_atlas.narrower import ShallowerBatches
 from unicoord_atlas.normalization import Normalization
 from unicoord_atlas.novelty import (
-    CellFacts,
     Novelty,
     Strangeness,
-    cell_facts,
     fit_novelty,
     nearest_distances,
     own_distances,

@@ -29,10 +29,11 @@ from unicoord_atlas.training.calibration import Calibration
 from unicoord_atlas.training.checkpoint import load_weights
 
 from .calls import CallRule, ParentShares
+from .cell_facts import cell_facts
 from .encode import Encoded, FrozenEncoder, softmax
 from .lineage import Tie
 from .model_card import model_card
-from .novelty import Novelty, cell_facts, strangeness
+from .novelty import Novelty, strangeness
 from .reference_files import (
     load_normalization,
     read_checked,
@@ -58,8 +59,7 @@ if TYPE_CHECKING:
 
 NOVELTY = "novelty.safetensors"
 FORMAT_VERSION = 4
-"""1 knew no parents of labels and no calibration at low coverage, 2 and 3 measured novelty otherwise: all are read all
-the same, without novelty."""
+"""1 knew no parents and no calibration at low coverage, 2 and 3 measured novelty otherwise: they are read without it."""
 
 
 class ReferenceConfig(BaseModel):

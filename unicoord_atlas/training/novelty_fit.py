@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from unicoord_atlas.novelty import CellFacts, Novelty, cell_facts, fit_novelty, values_of
+from unicoord_atlas.cell_facts import CellFacts, cell_facts, values_of
+from unicoord_atlas.novelty import Novelty, fit_novelty
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -32,7 +33,7 @@ NUM_AXES = 20
 
 @dataclass(frozen=True)
 class ChosenGenes:
-    """See `novelty.VariableGenes`."""
+    """See `cell_facts.VariableGenes`."""
 
     genes_f: NDArray[np.int64]
     variance_f: NDArray[np.float64]
@@ -109,7 +110,7 @@ def chosen_genes(reference: ReferenceModel) -> tuple[NDArray[np.int64], NDArray[
 def principal_axes(
     reference: ReferenceModel, genes_f: NDArray[np.int64], batches: Iterable[MiniBatch]
 ) -> NDArray[np.float32]:
-    """(f, p) first right singular vectors of the cells' log-normalized values; see `novelty.VariableGenes`."""
+    """(f, p) first right singular vectors of the cells' log-normalized values; see `cell_facts.VariableGenes`."""
     gram_ff = torch.zeros((len(genes_f), len(genes_f)), dtype=torch.float64)
     for batch in batches:
         x_nf = values_of(reference.model, genes_f, reference.model.normalized(batch.to(reference.device)))
