@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 NOVELTY = "novelty.safetensors"
 FORMAT_VERSION = 4
-"""1 knew no parents and no calibration at low coverage, 2 and 3 measured novelty otherwise: they are read without it."""
+"""1 knew no parents and no calibration at low coverage, 2 and 3 measured novelty otherwise: all are read without it."""
 
 
 class ReferenceConfig(BaseModel):
