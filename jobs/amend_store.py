@@ -44,7 +44,7 @@ _NEXT, _WITHOUT = "next", "without"
 """Folders with the metadata and the manifest that the store gets when something is added, or taken out."""
 _ELEMENTS = "taken_out.json"
 _READY = "ready.json"
-"""What tells an addition to a SOMA from others, once it is whole."""
+"""What tells an addition to a SOMA from others, and which rows it is of, once it is whole."""
 _METADATA = "zarr.json"
 ADDITIONS = "additions"
 
@@ -90,8 +90,7 @@ def amended_store(store: Path, part: str, config: Mapping[str, Any], replace: bo
             warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")  # as anndata writes it
             zarr.consolidate_metadata(str(partial / ADDITIONS))
         if is_soma(store):
-            _require_free_soma(store, part, partial)
-            write_json(partial / _READY, config)
+            _make_ready_for_soma(store, part, partial, config)
             _put_in_soma(store, part, partial)
             return
         if before is not None:
@@ -144,17 +143,23 @@ def _addition_of(store: Path, part: str) -> dict[str, Any] | None:
     return soma_additions.addition_of(soma_additions.opened(store), part)
 
 
-def _require_free_soma(store: Path, part: str, partial: Path) -> None:
+def _make_ready_for_soma(store: Path, part: str, partial: Path, config: Mapping[str, Any]) -> None:
     from unicoord_atlas.loaders import soma_additions  # late: see above
 
-    soma_additions.require_free(soma_additions.opened(store), part, zarr.open_group(partial / ADDITIONS, mode="r"))
+    found = soma_additions.opened(store)
+    soma_additions.require_free(found, part, zarr.open_group(partial / ADDITIONS, mode="r"))
+    write_json(partial / _READY, {"config": config, "rows": soma_additions.rows_are(found)})
 
 
 def _put_in_soma(store: Path, part: str, partial: Path) -> None:
+    """Write what lies ready; it is of no use if the experiment has changed since, and its record says so then."""
     from unicoord_atlas.loaders import soma_additions  # late: see above
 
-    added = zarr.open_group(partial / ADDITIONS, mode="r")
-    soma_additions.put_addition(store, part, read_json(partial / _READY), added)
+    ready = read_json(partial / _READY)
+    found = soma_additions.same_rows(store, ready["rows"])
+    if found is not None:
+        added = zarr.open_group(partial / ADDITIONS, mode="r")
+        soma_additions.put_addition(found, part, ready["config"], added)
     shutil.rmtree(partial)
 
 

@@ -46,13 +46,27 @@ def opened(path: Path) -> OpenExperiment:
     return OpenExperiment.at(SomaAddress.parse(str(path)))
 
 
-def put_addition(path: Path, part: str, config: Mapping[str, Any], group: Any) -> None:
+def rows_are(found: OpenExperiment) -> dict[str, str | None]:
+    """What tells which cells and counts of an experiment the rows of a store are, wherever it lies."""
+    address = found.address
+    cells = found.fingerprint(found.joinids())
+    return {"measurement": address.measurement, "layer": address.layer, "filter": address.filter, "cells": cells}
+
+
+def same_rows(path: Path, rows: Mapping[str, str | None]) -> OpenExperiment | None:
+    """The experiment at the path, opened for the rows that `rows_are` told of; None if it has changed since."""
+    place = SomaAddress.parse(str(path)).path
+    found = OpenExperiment.at(SomaAddress(place, rows["measurement"], rows["layer"], rows["filter"]))
+    return found if rows_are(found) == dict(rows) else None
+
+
+def put_addition(found: OpenExperiment, part: str, config: Mapping[str, Any], group: Any) -> None:
     """Add the elements of a Zarr group, as AnnData writes them, for the cells of the store; others get NaN, or nothing.
 
     Parameters
     ----------
-    path
-        The address of an experiment on this machine, and which of its cells the rows are.
+    found
+        An experiment on this machine, and which of its cells the rows are.
     part
         Name of the addition; another one of this name is taken out first.
     config
@@ -65,7 +79,6 @@ def put_addition(path: Path, part: str, config: Mapping[str, Any], group: Any) -
     DataError
         See `require_free`; nothing is written then.
     """
-    found = opened(path)
     require_free(found, part, group)
     joinids, num_cells = found.joinids(), int(found.matrix.shape[0])
     known, added = _known_elements(found, part), _elements(group)

@@ -32,6 +32,10 @@ class Killed(BaseException):
     pass
 
 
+def killed(*args):
+    raise Killed
+
+
 def graph(path, **changes):
     return build_graph.run(BuildGraphOptions(path, **{**GRAPH, **changes}))
 
@@ -113,6 +117,17 @@ def test_a_graph_of_some_cells_is_no_graph_of_others(made, soma, tmp_path):
     assert cells.obsp["connectivities"][outside].nnz == 0
     with pytest.raises(DataError, match="its graph was made of other cells"):
         Neighbors(open_store(soma))
+
+
+def test_what_lies_ready_is_put_where_it_belongs_whatever_cells_the_next_call_names(soma, tmp_path, monkeypatch):
+    lung = Path(f"{soma}?{LUNG}")
+    with monkeypatch.context() as patch:
+        patch.setattr(soma_additions, "_write_facts", killed)
+        with pytest.raises(Killed):
+            graph(lung)
+    with pytest.raises(DataError, match=r"another graph \(cells differ\)"):
+        graph(soma)
+    assert len(Neighbors(open_store(lung)).indptr) == NUM_CELLS // 2 + 1
 
 
 @pytest.mark.parametrize(
