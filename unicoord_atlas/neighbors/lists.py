@@ -28,7 +28,7 @@ _LISTS_PER_ROOT = 2.0
 _POINTS_PER_LIST = 64
 _BLOCK = 1 << 16
 """Points that are read from a file together."""
-SEARCHED, SEARCHED_APART = 1_024, 4
+SEARCHED, SEARCHED_APART = 512, 4
 """Queries after which the pages of lists in a file are given back: of neighbours, and of a sample from everywhere."""
 
 
