@@ -60,6 +60,7 @@ def test_every_cell_comes_once_an_epoch_over_all_ranks(store, world_size, rows, 
         assert len(batches[0]) == len(streams[0])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there are fewer cores than workers
 @pytest.mark.parametrize("world_size", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 def test_workers_deliver_the_same_batches(store, world_size):
     ranks = range(world_size)
