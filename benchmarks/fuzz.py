@@ -51,6 +51,7 @@ def main() -> int:
     if unknown := set(args.only or ()) - set(CASES):
         parser.error(f"--only {', '.join(sorted(unknown))}: there are {', '.join(CASES)}")
     chosen = {name: case for name, case in CASES.items() if not args.only or name in args.only}
+    print(f"the case at work: {LAST}", flush=True)
     seconds = (0.5 if args.quick else args.minutes) * 60 / len(chosen)
     found = {name: drawn(name, function, values, seconds) for name, (function, values) in chosen.items()}
     result = {"command": " ".join(["python", *sys.argv]), **circumstances(), "properties": found}
@@ -68,9 +69,11 @@ def drawn(name: str, function: Any, values: Any, seconds: float) -> dict[str, An
         count += 1
         LAST.write_text(f"{name}: {value!r}")
         faulthandler.dump_traceback_later(LONGEST, exit=True)
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            function(value)
-        faulthandler.cancel_dump_traceback_later()
+        try:
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+                function(value)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a command that was run took it for itself
 
     check = SETTINGS(given(values)(counted))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unicoord_atlas.checksums import file_checksum
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
+from unicoord_atlas.loaders.soma_address import is_soma
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
 from unicoord_atlas.report.page import DATA_ID, page
 
@@ -45,9 +46,14 @@ class ReportOptions:
         return [path for path in (self.run / "model", self.atlas, self.latents, self.mapped) if path]
 
     def made_from(self) -> list[dict[str, Any]]:
-        """What tells the inputs from others: of a finished directory all of its manifest, additions to it included."""
-        whole = [path / MANIFEST for path in self.given() if (path / MANIFEST).exists()]
-        return [describe_input(path) for path in self.given()] + [{"manifest": file_checksum(path)} for path in whole]
+        """What tells the inputs from others, what was added to an atlas included."""
+        found = [describe_input(path) for path in self.given()]
+        found += [{"manifest": file_checksum(path / MANIFEST)} for path in self.given() if (path / MANIFEST).exists()]
+        if self.atlas is not None and is_soma(self.atlas):
+            from unicoord_atlas.loaders.soma_additions import all_additions  # late: tiledbsoma takes seconds
+
+            found.append(all_additions(self.atlas))
+        return found
 
 
 def run(options: ReportOptions) -> dict[str, Any]:

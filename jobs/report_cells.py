@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -129,14 +128,11 @@ def _scores_and_types(inputs: Inputs, most: int) -> tuple[pd.DataFrame, pd.Serie
     label = next((name for name in inputs.labels if name not in inputs.config.latent.technical), inputs.labels[0])
     store, latents, mapped = inputs.store, inputs.latents, inputs.mapped
     if store is not None and GENE_SETS in store.obsm_keys():
-        with suppress(UsageError):  # it may lack the column
-            types = store.obs([label], arrow_names=True)[label]
+        types = _column(store, label)
+        if types is not None:
             rows = drawn_rows(store.n_obs, most)
-            return (
-                store_frame_rows(store, GENE_SETS, rows),
-                types.iloc[rows].reset_index(drop=True),
-                "cells of the atlas",
-            )
+            scores = store_frame_rows(store, GENE_SETS, rows)
+            return scores, types.iloc[rows].reset_index(drop=True), "cells of the atlas"
     if latents is not None:
         rows = drawn_rows(len(latents.obs), most)
         table = latents.frame(GENE_SETS, rows)
@@ -147,3 +143,10 @@ def _scores_and_types(inputs: Inputs, most: int) -> tuple[pd.DataFrame, pd.Serie
         rows = drawn_rows(mapped.n_obs, most)
         return mapped.obsm[GENE_SETS].iloc[rows], mapped.obs[f"{label}_predicted"].iloc[rows], "mapped cells"
     return None
+
+
+def _column(store: CellStore, name: str) -> pd.Series | None:
+    try:
+        return store.obs([name], arrow_names=True)[name]
+    except UsageError:  # there is none of that name
+        return None

@@ -125,7 +125,7 @@ def graph_facts(store: CellStore) -> Mapping[str, Any] | None:
 def graph_entries(store: CellStore, key: str) -> int:
     """How many distances or connectivities there are."""
     if not isinstance(store, ZarrStore):
-        return len(cast("SomaStore", store).graph(key)[1])
+        return cast("SomaStore", store).graph_entries(key)
     return int(_open(store)[f"obsp/{key}/indices"].shape[0])
 
 

@@ -41,8 +41,6 @@ def write_named_scores(
     if isinstance(store, ZarrStore):  # the names as they lie in obs: a copy of their files, whatever their number
         added = Path(str(group.store.root)) / group.path
         shutil.copytree(Path(store.uri) / "obs" / index, added / "obsm" / GENE_SETS / index)
-    else:
-        anndata.io.write_elem(frame, index, store.obs([]).index.to_numpy())
     arrays = [
         frame.create_array(
             title,

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-
 _COLLECTIONS = ("obsm", "varm", "obsp", "uns")
+_NAME = "unicoord_addition_"
 _ROWS_TOGETHER = 65_536
 _TILE_ROWS = 2_048
 
@@ -39,6 +39,13 @@ def addition_of(found: OpenExperiment, part: str) -> dict[str, Any] | None:
     """`config` and `elements` of what was added under this name; None if nothing whole is there."""
     record = _record(found.measurement, part)
     return record if record and record["whole"] else None
+
+
+def all_additions(path: Path) -> dict[str, Any]:
+    """The records of all that was added to the experiment at an address, whole or not, by their names."""
+    found = opened(path)  # held: what is read from is closed with it
+    metadata = found.measurement.metadata
+    return {name: json.loads(metadata[name]) for name in sorted(metadata) if name.startswith(_NAME)}
 
 
 def opened(path: Path) -> OpenExperiment:
@@ -172,7 +179,7 @@ def _record(measurement: Any, part: str) -> dict[str, Any] | None:
 
 
 def _name(part: str) -> str:
-    return f"unicoord_addition_{part}"
+    return f"{_NAME}{part}"
 
 
 def _take_out(uri: str, measurement: str, element: str) -> None:

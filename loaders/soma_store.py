@@ -134,6 +134,10 @@ class SomaStore:
         facts: Mapping[str, Any] = self._opened.measurement["uns"][GRAPH_FACTS].metadata
         return facts
 
+    def graph_entries(self, key: str) -> int:
+        """How many distances or connectivities there are."""
+        return int(self._opened.measurement.obsp[key].nnz)
+
     def graph(self, key: str) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
         """A matrix between cells; see `soma_additions.graph_rows`."""
         return graph_rows(self._opened.measurement.obsp[key], self.joinids)

@@ -28,7 +28,7 @@ from unicoord_atlas.loaders.manifest import read_manifest
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.store_files import open_files
 
-QUICK = settings(max_examples=15, derandomize=True)  # HDF5 hangs on one damaged file in thousands: see docs/security.md
+QUICK = settings(max_examples=15, derandomize=True)  # HDF5 hangs on some damaged files: docs/security.md
 MANY = settings(max_examples=2000)
 DTYPES = st.one_of(
     drawn_arrays.integer_dtypes(), drawn_arrays.unsigned_integer_dtypes(), drawn_arrays.floating_dtypes(sizes=(32, 64))

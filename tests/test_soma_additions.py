@@ -98,7 +98,7 @@ def test_another_graph_takes_the_place_of_one_only_when_told(soma):
     assert graph(soma)["already_done"]
     with pytest.raises(DataError, match=r"another graph \(k differ\); say --replace"):
         graph(soma, k=4)
-    graph(soma, k=4, use_rep=None, replace=True)
+    graph(soma, k=4, replace=True)
     assert np.diff(Neighbors(open_store(soma)).indptr).tolist() == [4] * NUM_CELLS
     assert as_anndata(soma).uns["neighbors"]["params"]["n_neighbors"] == 5
 
@@ -119,7 +119,7 @@ def test_a_graph_of_some_cells_is_no_graph_of_others(made, soma, tmp_path):
         Neighbors(open_store(soma))
 
 
-def test_what_lies_ready_is_put_where_it_belongs_whatever_cells_the_next_call_names(soma, tmp_path, monkeypatch):
+def test_what_lies_ready_is_put_where_it_belongs_whatever_cells_the_next_call_names(soma, monkeypatch):
     lung = Path(f"{soma}?{LUNG}")
     with monkeypatch.context() as patch:
         patch.setattr(soma_additions, "_write_facts", killed)
@@ -217,9 +217,12 @@ def test_scores_of_gene_sets_are_those_of_the_zarr_atlas(made, soma, tmp_path):
     train.run(
         train.TrainOptions(soma, tmp_path / "run", RunConfig.load(None, ['latent.discrete=["cell_type"]', *settings]))
     )
+    options = report.ReportOptions(tmp_path / "run", tmp_path / "page.html", soma)
+    before = options.made_from()
     graph(soma)
+    assert options.made_from() != before
     pytest.importorskip("umap")
-    page = report.run(report.ReportOptions(tmp_path / "run", tmp_path / "page.html", soma))
+    page = report.run(options)
     assert {"map", "graph", "activities"}.isdisjoint(page["left_out"])
 
 
