@@ -150,6 +150,7 @@ def _build(
         "recall": measured_recall(task, options.seed),
     }
     _say_search(task, result, console)
+    give_back_freed_memory()
     indices, distances = _neighbors(partial, task, run_pieces)
     give_back_freed_memory()
     write_matrix(group.require_group("obsp"), DISTANCES, distance_matrix(partial, indices, distances))

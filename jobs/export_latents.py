@@ -18,16 +18,17 @@ from unicoord_atlas.reference import ReferenceModel
 from .cached_store import open_cached
 from .dask_parts import run_in_parts
 from .export_reference import model_of_run
-from .part_files import copy_tables, table_maker, with_columns, write_columns
+from .part_files import beside, copy_tables, table_maker, with_columns, write_columns
 from .parts import Part, do_part
 from .workdir import check_output, finished_directory
 from .write_coordinates import TableFiles, table_files, write_cells, write_parquet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from unicoord_atlas.batch import MiniBatch
+    from unicoord_atlas.coordinates import Table
     from unicoord_atlas.loaders.byte_cache import ByteCache
     from unicoord_atlas.loaders.store import CellStore
 
@@ -75,9 +76,8 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
     result = {"cells": store.n_obs, "dims": list(reference.dims)}
     if options.part is None:
         with finished_directory(options.out, inputs, {}) as partial, table_files(options.out) as files:
-            batches = _in_order(store, 0, store.n_obs)
-            obs = annotated(reference, batches, store.obs(arrow_names=True), files.make, TITLE, probabilities=True)
-            _write(partial, reference, obs, files)
+            added = _encoded(store, reference, 0, store.n_obs, files.make)
+            _write(partial, reference, beside(store.obs(arrow_names=True), added), files)
         return {"latents": str(options.out), **result}
     check_output(options.out, inputs, {})
     first, last = options.part.rows(store.n_obs)
@@ -105,10 +105,16 @@ def _write(partial: Path, reference: ReferenceModel, obs: pd.DataFrame, files: T
 
 
 def _write_rows(store: CellStore, reference: ReferenceModel, first: int, last: int, partial: Path) -> None:
-    """What `coordinates` would add to obs and obsm for the cells first to last."""
-    bare = pd.DataFrame(index=store.obs([], arrow_names=True).index[first:last])
-    batches = _in_order(store, first, last)
-    write_columns(partial, annotated(reference, batches, bare, table_maker(partial), TITLE, probabilities=True))
+    """What is added to obs and obsm for the cells first to last."""
+    write_columns(partial, _encoded(store, reference, first, last, table_maker(partial)))
+
+
+def _encoded(
+    store: CellStore, reference: ReferenceModel, first: int, last: int, make_table: Callable[[str, int, int], Table]
+) -> pd.DataFrame:
+    """The columns that are added to obs for the cells first to last; obs itself is not in memory meanwhile."""
+    bare = pd.DataFrame(index=pd.RangeIndex(last - first))
+    return annotated(reference, _in_order(store, first, last), bare, make_table, TITLE, probabilities=True)
 
 
 def _in_order(store: CellStore, first: int, last: int) -> Iterator[MiniBatch]:

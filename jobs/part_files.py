@@ -47,7 +47,15 @@ def with_columns(obs: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFrame:
     """Obs of all cells with the columns of all parts, which have the same categories; names need not be unique."""
     tables = [pd.read_parquet(folder / _COLUMNS) for folder in folders]
     columns = pd.concat([table for table in tables if len(table)])  # one without cells has lost its categories
-    return obs.assign(**{name: columns[name].array for name in columns})
+    return beside(obs, columns)
+
+
+def beside(obs: pd.DataFrame, columns: pd.DataFrame) -> pd.DataFrame:
+    """Obs with further columns of the same cells, whatever these call them; its own are shared with the given one."""
+    table = obs.copy(deep=False)
+    for name in columns:
+        table[name] = columns[name].array
+    return table
 
 
 def copy_tables(folders: Sequence[Path], make_table: Callable[[str, int, int], Table]) -> None:

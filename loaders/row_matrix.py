@@ -16,7 +16,7 @@ from unicoord_atlas.errors import DataError
 from .chunked import FileStretch, Stretch, open_stretch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -158,6 +158,16 @@ def bounded_cuts(
         start = end
 
 
+def begins_of(lengths: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:
+    """(n + 1,) indptr of rows whose numbers of entries come in parts; no second array of that length is made."""
+    indptr = np.zeros(sum(len(part) for part in lengths) + 1, np.int64)
+    start = 1
+    for part in lengths:
+        indptr[start : start + len(part)] = part
+        start += len(part)
+    return np.cumsum(indptr, out=indptr)
+
+
 def turn_csc(indptr: NDArray[np.int64], rows: Stretch, data: Stretch, num_rows: int, scratch: Path | None) -> CsrMatrix:
     """CSC to CSR with a bounded number of entries in memory.
 
@@ -166,13 +176,14 @@ def turn_csc(indptr: NDArray[np.int64], rows: Stretch, data: Stretch, num_rows: 
     """
     size = len(data)
     steps = [(a, min(a + _BUCKET_ENTRIES, size)) for a in range(0, size, _BUCKET_ENTRIES)]
-    per_row = np.zeros(num_rows, np.int64)
+    per_row = np.zeros(num_rows, np.int32)  # should it overflow, CsrMatrix refuses the file
     for a, b in steps:
         part = rows.read(a, b)
         if not (part.min() >= 0 and part.max() < num_rows):
             raise DataError(f"a row index is outside 0..{num_rows - 1}; the file is damaged")
         per_row += np.bincount(part, minlength=num_rows)
-    row_indptr = np.concatenate([[0], np.cumsum(per_row)])
+    row_indptr = begins_of([per_row])
+    del per_row
     buckets = list(bounded_cuts(row_indptr, num_rows, 0, num_rows, _BUCKET_ENTRIES))
     bucket_of_row = np.repeat(np.arange(len(buckets), dtype=np.int32), [b - a for a, b in buckets])
     row_file, column_file, value_file = (

@@ -16,7 +16,7 @@ from unicoord_atlas.neighbors.connectivities import joined, membership
 
 from .chunked import FileStretch
 from .graph_pass import pieces
-from .row_matrix import turn_csc
+from .row_matrix import begins_of, turn_csc
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ class EntryWriter:
             (folder / f"{name}.indices").open("w+b"),
             (folder / f"{name}.data").open("w+b"),
         )
-        self._lengths: list[NDArray[np.int64]] = []
+        self._lengths: list[NDArray[np.int32]] = []
 
     def append(self, rows: sp.csr_matrix) -> None:
         """Put the next rows."""
@@ -61,7 +61,7 @@ class EntryWriter:
 
     def finish(self) -> CsrFiles:
         """The matrix, once all rows are there."""
-        indptr = np.concatenate([[0], np.cumsum(np.concatenate(self._lengths))])
+        indptr = begins_of(self._lengths)
         for file in self._files:
             file.flush()
         indices, data = (
