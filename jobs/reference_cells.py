@@ -11,7 +11,7 @@ import pandas as pd
 import zarr
 
 from unicoord_atlas.errors import DataError, UsageError
-from unicoord_atlas.neighbors.knn import choose_probes
+from unicoord_atlas.neighbors.knn import Trial, choose_probes
 from unicoord_atlas.neighbors.lists import ListSearch, build_lists, load_lists, save_lists
 from unicoord_atlas.neighbors.query_knn import search_all
 
@@ -80,6 +80,6 @@ def write_index(folder: Path, k: int = 15, seed: int = 0) -> None:
     points_nb = ReferenceCells.open(folder, ()).points_nb
     index = build_lists(points_nb, seed)
     sample = np.sort(np.random.default_rng(seed).choice(len(points_nb), min(_CHECKED, len(points_nb)), replace=False))
-    probes = choose_probes(points_nb, sample, None, index, k, RECALL)
+    probes = choose_probes(Trial.of(points_nb, sample, None, k, RECALL), index)
     save_lists(index, folder / INDEX)
     write_json(folder / INDEX_FACTS, {"cells": len(points_nb), "probes": probes, "recall": RECALL})

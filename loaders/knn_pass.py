@@ -14,9 +14,12 @@ import numpy as np
 
 from unicoord_atlas.errors import ConfigError
 from unicoord_atlas.neighbors.knn import (
+    MANY_PROBES,
     ExactSearch,
     Metric,
     Search,
+    Trial,
+    choose_pool,
     choose_probes,
     nearest,
     needs_lists,
@@ -24,9 +27,12 @@ from unicoord_atlas.neighbors.knn import (
     true_distances,
 )
 from unicoord_atlas.neighbors.lists import (
+    SEARCHED,
     SEARCHED_APART,
+    SEARCHED_CODED,
     ListSearch,
     build_lists,
+    coded_lists,
     empty_lists,
     lists_of,
     load_lists,
@@ -47,7 +53,7 @@ if TYPE_CHECKING:
     from .graph_pass import Rows
 
 _BY_LIST = "by_list.lists"
-_QUERIES = 8_192
+_QUERIES = 2_048
 _TUNED_ON, _MEASURED_ON = 500, 2_000
 
 
@@ -60,6 +66,8 @@ class Group:
     lists: Path | None
     """File of their inverted lists; None if all are compared."""
     probes: int = 0
+    pool: int = 0
+    """Where the lists are of codes: so many of their points are compared; see `neighbors.lists.coded_lists`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +128,22 @@ def prepare_groups(
         file = folder / (_BY_LIST if members_n is None else f"group{number}.lists")
         if members_n is not None and not file.exists():
             save_lists(build_lists(points_nd[members_n], seed), file)
-        probes = choose_probes(points_nd, sample, members_n, load_lists(file), k, wanted_recall)
-        groups.append(Group(members, file, probes))
+        trial = Trial.of(points_nd, sample, members_n, k, wanted_recall)
+        groups.append(_cheapest(Group(members, file, choose_probes(trial, load_lists(file))), trial, seed))
     return KnnTask(points.path, num_points, num_dims, k, metric, tuple(groups), order)
+
+
+def _cheapest(group: Group, trial: Trial, seed: int) -> Group:
+    """The same group, with lists of codes where many lists have to be looked into and codes tell enough."""
+    assert group.lists is not None
+    if group.probes < MANY_PROBES or trial.wanted >= 1:  # codes never promise all
+        return group
+    file = group.lists.with_suffix(".coded")
+    if not file.exists():
+        inside = trial.points_nd if trial.members_n is None else trial.points_nd[trial.members_n]
+        save_lists(coded_lists(load_lists(group.lists), inside, seed), file)
+    chosen = choose_pool(trial, load_lists(file), group.probes)
+    return group if chosen is None else Group(group.members, file, *chosen)
 
 
 def _by_lists(points: RowFile, seed: int) -> tuple[RowFile, Path]:
@@ -227,7 +248,8 @@ def _searches(task: KnnTask) -> tuple[tuple[NDArray[np.int64] | None, Search], .
     for group in task.groups:
         members = None if group.members is None else np.load(group.members)
         if group.lists is not None:
-            opened.append((members, ListSearch(load_lists(group.lists), group.probes)))
+            at_once = SEARCHED_CODED if group.pool else SEARCHED
+            opened.append((members, ListSearch(load_lists(group.lists), group.probes, at_once, group.pool)))
         else:
             opened.append((members, ExactSearch(points_nd[:] if members is None else points_nd[members])))
     return tuple(opened)

@@ -286,6 +286,41 @@ def test_twins_in_lists(tmp_path, monkeypatch):
     assert knn_pass.measured_recall(task, 0) >= 0.93
 
 
+@pytest.mark.parametrize("batches", [1, 2])
+def test_codes_where_many_lists_are_looked_into(tmp_path, monkeypatch, batches):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(knn, "MOST_COMPARISONS", 0)
+    points = np.random.default_rng(0).normal(size=(4000, 21)).astype(np.float32)
+    members = [np.arange(b, 4000, batches) for b in range(batches)]
+    task = as_task(tmp_path, points, 5, None if batches == 1 else members, recall=0.9)
+    assert all(group.pool >= 4 * 6 and group.probes >= knn.MANY_PROBES for group in task.groups)
+    found = []
+    for name, run in (("a", map), ("b", partial(in_order, threads=3))):
+        files = [RowFile(tmp_path / f"{name}.{t}", 4000, 5 * batches, t) for t in (np.int32, np.float32)]
+        knn_pass.write_neighbors(task, *files, run, int)
+        found.append([file.rows() for file in files])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    rows, distances = found[0]
+    away = np.sqrt(((points[:500, None] - points[None]) ** 2).sum(axis=2))
+    np.testing.assert_allclose(distances[:500], np.take_along_axis(away, rows[:500].astype(int), axis=1), rtol=1e-5)
+    away[np.arange(500), np.arange(500)] = np.inf
+    truth = np.concatenate([each[np.argsort(away[:, each], axis=1)[:, :5]] for each in members], axis=1)
+    shared = [len(np.intersect1d(row, true)) for row, true in zip(rows, truth, strict=False)]
+    assert np.mean(shared) / (5 * batches) == pytest.approx(knn_pass.measured_recall(task, 0), abs=0.03)
+    assert np.mean(shared) / (5 * batches) > 0.88
+
+
+def test_codes_are_left_where_they_do_not_tell_points_apart(tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(knn, "MOST_COMPARISONS", 0)
+    monkeypatch.setattr(knn_pass, "MANY_PROBES", 0)
+    rng = np.random.default_rng(0)
+    points = np.repeat(rng.normal(size=(10, 8)), 400, axis=0) + rng.normal(size=(4000, 8)) * 1e-4
+    task = as_task(tmp_path, points.astype(np.float32), 5)
+    assert task.groups[0].pool == 0 and knn_pass.measured_recall(task, 0) > 0.88
+
+
 def test_lists_are_let_go_of_and_found_again(tmp_path):
     pytest.importorskip("faiss")
     points = np.random.default_rng(0).normal(size=(60_000, 40)).astype(np.float32)

@@ -29,6 +29,11 @@ _GATHERED_FLOATS = 1 << 18
 _PROBES = [2, 3, 4, 5, 6, 7, *(m << e for e in range(1, 5) for m in (4, 5, 6, 7)), *(1 << e for e in range(7, 13))]
 _BLOCK = 1 << 16
 """Points that are read from a file together."""
+MANY_PROBES = 16
+"""Lists from which on codes are worth a trial: to make them takes as long as to look into some ten lists."""
+_MOST_MORE = 1.5
+_POOLS = (4, 6, 8)
+"""For each neighbour.  With more, distances take what codes save."""
 
 
 class Points(Protocol):
@@ -127,6 +132,9 @@ def nearest(
     rows_mc = found_mc if members_n is None else members_n[found_mc]
     distances_mc = direct_distances(points_nd, queries_md, np.where(missing_mc, 0, rows_mc))
     distances_mc[missing_mc | (rows_mc == queries_m[:, None])] = np.inf
+    if distances_mc.shape[1] > 2 * (k + 1 + _SPARE):  # to put all of a pool in order would take as long as to find it
+        kept = np.argpartition(distances_mc, k + _SPARE, axis=1)[:, : k + 1 + _SPARE]
+        rows_mc, distances_mc = (np.take_along_axis(table, kept, axis=1) for table in (rows_mc, distances_mc))
     order = np.lexsort((rows_mc, distances_mc), axis=1)[:, :k]
     return np.take_along_axis(rows_mc, order, axis=1), np.take_along_axis(distances_mc, order, axis=1)
 
@@ -158,28 +166,62 @@ def true_distances(
     return nearest(points_nd, queries_m, members_n, FlatSearch(inside_nd), k)[1]
 
 
-def choose_probes(
-    points_nd: Points,
-    queries_m: NDArray[np.int64],
-    members_n: NDArray[np.int64] | None,
-    index: Any,
-    k: int,
-    wanted: float,
-) -> int:
-    """The fewest lists to look into for the recall that is wanted, on some queries.
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Queries whose true neighbours are known: on them it is chosen how to search."""
+
+    points_nd: Points
+    queries_m: NDArray[np.int64]
+    members_n: NDArray[np.int64] | None
+    truth_mk: NDArray[np.float32]
+    wanted: float
+    """Share of the true neighbours that a search has to find."""
+
+    @classmethod
+    def of(
+        cls, points_nd: Points, queries_m: NDArray[np.int64], members_n: NDArray[np.int64] | None, k: int, wanted: float
+    ) -> Trial:
+        """Compare these queries with every point."""
+        return cls(points_nd, queries_m, members_n, true_distances(points_nd, queries_m, members_n, k), wanted)
+
+    def passed(self, search: Search) -> bool:
+        """Whether a search finds enough."""
+        k = self.truth_mk.shape[1]
+        found_mk = nearest(self.points_nd, self.queries_m, self.members_n, search, k)[1]
+        return recall(found_mk, self.truth_mk) >= self.wanted
+
+
+def choose_probes(trial: Trial, index: Any) -> int:
+    """The fewest lists of an index to look into for the recall that is wanted.
 
     Raises
     ------
     DataError
         If not even all lists are enough, which only a wanted recall above 1 can bring about.
     """
-    truth_mk = true_distances(points_nd, queries_m, members_n, k)
     num_lists = int(index.nlist)
     for probes in (*(p for p in _PROBES if p < num_lists), num_lists):
-        found_mk = nearest(points_nd, queries_m, members_n, ListSearch(index, probes, SEARCHED_APART), k)[1]
-        if recall(found_mk, truth_mk) >= wanted:
+        if trial.passed(ListSearch(index, probes, SEARCHED_APART)):
             return probes
-    raise DataError(f"a recall of {wanted} cannot be reached by looking into all {num_lists} lists")
+    raise DataError(f"a recall of {trial.wanted} cannot be reached by looking into all {num_lists} lists")
+
+
+def choose_pool(trial: Trial, coded: Any, probes: int) -> tuple[int, int] | None:
+    """How many lists of codes to look into, and how many points to take out of them to compare the distances of.
+
+    None if codes do not tell enough, as where points are dense: so many that have the same code as the neighbours.
+
+    Parameters
+    ----------
+    probes
+        As many as are enough for the points themselves.
+    """
+    k = trial.truth_mk.shape[1]
+    for more in (p for p in (probes, *_PROBES) if probes <= p <= _MOST_MORE * probes and p <= coded.nlist):
+        for pool in (wide * (k + 1) for wide in _POOLS):
+            if trial.passed(ListSearch(coded, more, SEARCHED_APART, pool)):
+                return more, pool
+    return None
 
 
 def unit_rows(points_nd: NDArray[np.float32]) -> NDArray[np.float32]:

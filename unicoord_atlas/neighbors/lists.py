@@ -30,6 +30,11 @@ _BLOCK = 1 << 16
 """Points that are read from a file together."""
 SEARCHED, SEARCHED_APART = 512, 4
 """Queries after which the pages of lists in a file are given back: of neighbours, and of a sample from everywhere."""
+SEARCHED_CODED = 64
+"""Queries that are searched for in codes together: a table for each of a query's lists is in memory meanwhile."""
+_CODE_BITS = 4
+_POINTS_PER_CODE = 4096
+"""Of a dimension, to choose its codes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +44,13 @@ class ListSearch:
     index: Any
     probes: int
     at_once: int = SEARCHED
+    pool: int = 0
+    """At least so many candidates: the nearest by their codes are not quite the nearest."""
 
     def candidates(self, queries_md: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        """Those of the nearest lists."""
+        """Those of the nearest lists; more than `count` if the pool is larger."""
         self.index.nprobe = self.probes
+        count = max(count, self.pool)
         found = np.empty((len(queries_md), count), np.int64)
         for start in range(0, len(queries_md), self.at_once):
             some = slice(start, start + self.at_once)
@@ -74,18 +82,43 @@ def empty_lists(points_nd: Points, seed: int) -> Any:
     faiss = import_faiss()
     num_points, num_dims = points_nd.shape
     num_lists = max(int(_LISTS_PER_ROOT * num_points**0.5), 1)
-    rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(num_points, min(num_points, num_lists * _POINTS_PER_LIST), replace=False))
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(num_dims), num_dims, num_lists)
     index.cp.niter, index.cp.seed, index.cp.min_points_per_centroid = 8, seed + 1, 1
-    starts = range(0, num_points, _BLOCK)
-    parts = np.split(chosen, np.searchsorted(chosen, starts[1:]))
-    blocks = (points_nd[start : start + _BLOCK][rows - start] for start, rows in zip(starts, parts, strict=True))
-    index.train(np.concatenate(list(blocks)))
+    index.train(_some(points_nd, num_lists * _POINTS_PER_LIST, seed))
     centres_ld = index.quantizer.reconstruct_n(0, num_lists)
     index.quantizer.reset()
     index.quantizer.add(centres_ld[split_order(centres_ld, leaf=1)])  # lists that a query looks into stand together
     return index
+
+
+def _some(points_nd: Points, count: int, seed: int) -> NDArray[np.float32]:
+    """Points drawn without replacement, in their order; all if there are fewer."""
+    num_points = points_nd.shape[0]
+    chosen = np.sort(np.random.default_rng(seed).choice(num_points, min(num_points, count), replace=False))
+    starts = range(0, num_points, _BLOCK)
+    parts = np.split(chosen, np.searchsorted(chosen, starts[1:]))
+    return np.concatenate(
+        [points_nd[start : start + _BLOCK][rows - start] for start, rows in zip(starts, parts, strict=True)]
+    )
+
+
+def coded_lists(index: Any, points_nd: Points, seed: int) -> Any:
+    """The lists of an index with codes of 4 bits a dimension in place of the points (faiss IVF PQ fast scan).
+
+    A code is compared in a fraction of the time that a point takes, and its lists are in memory: half a byte a
+    dimension and 8 a point.  Worth it where many lists have to be looked into.
+    """
+    faiss = import_faiss()
+    num_points, num_dims = points_nd.shape
+    quantizer = faiss.IndexFlatL2(num_dims)
+    quantizer.add(index.quantizer.reconstruct_n(0, index.nlist))
+    coded = faiss.IndexIVFPQFastScan(quantizer, num_dims, index.nlist, num_dims, _CODE_BITS)
+    quantizer.this.disown()
+    coded.own_fields = True
+    coded.train(_some(points_nd, _POINTS_PER_CODE << _CODE_BITS, seed))
+    for start in range(0, num_points, _BLOCK):
+        coded.add(np.ascontiguousarray(points_nd[start : start + _BLOCK]))
+    return coded
 
 
 def lists_of(index: Any, points_nd: Points) -> NDArray[np.int64]:
@@ -137,10 +170,12 @@ def save_lists(index: Any, path: Path) -> None:
 
 
 def load_lists(path: Path) -> Any:
-    """Read an index, mapped into memory: processes share it."""
+    """Read an index, mapped into memory, so that processes share it; one of codes is read whole."""
     faiss = import_faiss()
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     lists = faiss.downcast_InvertedLists(index.invlists)
+    if not isinstance(lists, faiss.OnDiskInvertedLists):
+        return index  # of codes, in memory
     if lists.ptr is None:  # they lie in a file of their own
         lists.do_mmap()
     lists.prefetch_nthread = 0  # 32 threads that read ahead what the cache has take as long as the search
