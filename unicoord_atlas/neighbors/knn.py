@@ -134,7 +134,10 @@ def nearest(
     distances_mc[missing_mc | (rows_mc == queries_m[:, None])] = np.inf
     if distances_mc.shape[1] > 2 * (k + 1 + _SPARE):  # to put all of a pool in order would take as long as to find it
         kept = np.argpartition(distances_mc, k + _SPARE, axis=1)[:, : k + 1 + _SPARE]
-        rows_mc, distances_mc = (np.take_along_axis(table, kept, axis=1) for table in (rows_mc, distances_mc))
+        rows_mc, distances_mc = (
+            np.take_along_axis(rows_mc, kept, axis=1),
+            np.take_along_axis(distances_mc, kept, axis=1),
+        )
     order = np.lexsort((rows_mc, distances_mc), axis=1)[:, :k]
     return np.take_along_axis(rows_mc, order, axis=1), np.take_along_axis(distances_mc, order, axis=1)
 
