@@ -217,19 +217,20 @@ def _apart(part: str, file: Path, wanted: str = "") -> dict[str, Any]:
 
 
 def _training(store: Path, cells: int) -> dict[str, Any]:
-    """Cells per second of one epoch with the diffusion loss and without, in turns, twice; the faster of each."""
-    speeds: dict[str, list[float]] = {"with": [], "without": []}
+    """Cells per second of one epoch with the diffusion loss and without, in turns, twice; then as it is defined."""
+    kinds = {"without": ["loss.diffusion=0"], "with": ["loss.diffusion=1"]}
+    whole = {"definition_of": ["loss.diffusion=1", "loss.diffusion_share=1", f"loss.diffusion_live={K}"]}
+    speeds: dict[str, list[float]] = {kind: [] for kind in (*kinds, *whole)}
     with tempfile.TemporaryDirectory() as name:
-        for turn in range(2):
-            for kind, weight in (("without", "0"), ("with", "1")):
-                out = Path(name) / f"{kind}{turn}"
-                speeds[kind].append(_cells_per_second(store, out, cells, weight))
-                print(f"training {kind:<8} the diffusion loss {speeds[kind][-1]:9,.0f} cells/s", flush=True)
+        for turn, (kind, settings) in enumerate([*kinds.items()] * 2 + [*whole.items()]):
+            out = Path(name) / f"{kind}{turn}"
+            speeds[kind].append(_cells_per_second(store, out, cells, settings))
+            print(f"training {kind:<14} the diffusion loss {speeds[kind][-1]:9,.0f} cells/s", flush=True)
     return {"cells": cells, **{f"cells_per_second_{kind}": values for kind, values in speeds.items()}}
 
 
-def _cells_per_second(store: Path, out: Path, cells: int, weight: str) -> float:
-    settings = (f"data.max_cells={cells}", "latent.diffusion=3", f"loss.diffusion={weight}")
+def _cells_per_second(store: Path, out: Path, cells: int, further: list[str]) -> float:
+    settings = (f"data.max_cells={cells}", "latent.diffusion=3", *further)
     program = [sys.executable, "-m", "unicoord_atlas.jobs.cli"]
     command = [*program, "train", str(store), "--out", str(out), "--epochs", "1", "--no-report"]
     command += [word for setting in settings for word in ("--set", setting)]
