@@ -3,8 +3,8 @@
 Points for the neighbours lie on curved sheets of 6 dimensions, one for each of 60 clusters of unequal size, in 50
 dimensions of falling variance, with noise in all of them.  The true neighbours of 2,000 sampled points come from faiss'
 exact search.  The peer is pynndescent (needed here only: `pip install pynndescent`), with the fewest neighbours in its
-graph that reach the recall of ours; where these find more, ours is asked for as much and timed again.  Both are timed on
---peer-cells points in this run, compilation left out.
+graph that reach the recall of ours; where these find more, ours is asked for as much and timed again.  Both are timed
+on --peer-cells points in this run, compilation left out.
 Each part runs in a process of its own, whose peak resident memory is reported.
 
 Components and training need --store: an atlas with a graph, as made by `simulate`, `ingest`, `build-graph`.
