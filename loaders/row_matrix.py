@@ -176,7 +176,7 @@ def turn_csc(indptr: NDArray[np.int64], rows: Stretch, data: Stretch, num_rows: 
     """
     size = len(data)
     steps = [(a, min(a + _BUCKET_ENTRIES, size)) for a in range(0, size, _BUCKET_ENTRIES)]
-    per_row = np.zeros(num_rows, np.int32)  # should it overflow, CsrMatrix refuses the file
+    per_row = np.zeros(num_rows, np.int32)  # no row has 2**31 entries
     for a, b in steps:
         part = rows.read(a, b)
         if not (part.min() >= 0 and part.max() < num_rows):
