@@ -30,10 +30,10 @@ _PROBES = [2, 3, 4, 5, 6, 7, *(m << e for e in range(1, 5) for m in (4, 5, 6, 7)
 _BLOCK = 1 << 16
 """Points that are read from a file together."""
 MANY_PROBES = 16
-"""Lists from which on codes are worth a trial: to make them takes as long as to look into some ten lists."""
+"""Lists from which on codes are worth a trial: to make them takes as long as to look into a few."""
 _MOST_MORE = 1.5
 _POOLS = (4, 6, 8)
-"""For each neighbour.  With more, distances take what codes save."""
+"""Candidates for each neighbour."""
 
 
 class Points(Protocol):
@@ -134,10 +134,8 @@ def nearest(
     distances_mc[missing_mc | (rows_mc == queries_m[:, None])] = np.inf
     if distances_mc.shape[1] > 2 * (k + 1 + _SPARE):  # to put all of a pool in order would take as long as to find it
         kept = np.argpartition(distances_mc, k + _SPARE, axis=1)[:, : k + 1 + _SPARE]
-        rows_mc, distances_mc = (
-            np.take_along_axis(rows_mc, kept, axis=1),
-            np.take_along_axis(distances_mc, kept, axis=1),
-        )
+        rows_mc = np.take_along_axis(rows_mc, kept, axis=1)
+        distances_mc = np.take_along_axis(distances_mc, kept, axis=1)
     order = np.lexsort((rows_mc, distances_mc), axis=1)[:, :k]
     return np.take_along_axis(rows_mc, order, axis=1), np.take_along_axis(distances_mc, order, axis=1)
 

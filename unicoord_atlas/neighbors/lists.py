@@ -117,6 +117,7 @@ def coded_lists(index: Any, points_nd: Points, seed: int) -> Any:
     coded.own_fields = True
     coded.train(_some(points_nd, _POINTS_PER_CODE << _CODE_BITS, seed))
     for start in range(0, num_points, _BLOCK):
+        # It looks for the list of each point once more: no fast scan takes lists that are known.
         coded.add(np.ascontiguousarray(points_nd[start : start + _BLOCK]))
     return coded
 
