@@ -89,7 +89,8 @@ def _arguments() -> argparse.Namespace:
 
 def _selection(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     store = _pbmc(args, folder)
-    fewer = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    quick = QUICK if args.quick else {}
+    fewer = [word for name, value in quick.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     run = _command(
         "select-gene-sets", str(store), "--gmt", str(args.data / GMT), "--label", "cell_type", "--json", *fewer
     )

@@ -5,6 +5,7 @@
     condition   control cells set to stimulated, donor 107 held out; donor set to the other   (kang_muscat_subset)
     worm        six bins of embryo time left out      (worm_embryo_packer)
     mix         mixtures of RNA left out              (sc_mixology_RNAmix_continuous)
+    batch       how three data sets mix in X_unicoord_bio   (pbmc8k, pbmc4k, pbmc3k; scib-metrics)
 
 Each beside what one could say without a model, in the same run.
 
@@ -22,6 +23,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import reconfigure_batch
 import reconfigure_condition
 import reconfigure_platform
 import reconfigure_restore
@@ -30,7 +32,7 @@ import reconfigure_type
 if TYPE_CHECKING:
     from reconfigure_bars import Bar
 
-PARTS = ("platform", "type", "condition", "worm", "mix")
+PARTS = ("platform", "type", "condition", "worm", "mix", "batch")
 QUICK = ["data.genes=highly_variable", "data.num_highly_variable=2000"]
 
 
@@ -69,6 +71,9 @@ def _measure(part: str, data: Path, settings: list[str], quick: bool) -> tuple[d
         return reconfigure_condition.measure(data, settings)
     if part == "type":
         return reconfigure_type.measure(data, [name for name in settings if name not in QUICK])
+    if part == "batch":
+        with tempfile.TemporaryDirectory() as name:
+            return reconfigure_batch.measure(data, Path(name), settings)
     measure = {"worm": reconfigure_restore.measure_worm, "mix": reconfigure_restore.measure_mix}[part]
     with tempfile.TemporaryDirectory() as name:
         return measure(data, Path(name), settings, quick)

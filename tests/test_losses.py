@@ -11,7 +11,13 @@ from unicoord_atlas.config import LossConfig, ModelConfig
 from unicoord_atlas.errors import ConfigError
 from unicoord_atlas.hierarchy import Hierarchy
 from unicoord_atlas.losses.elbo import capacity_weight_step, categorical_kl, clustering, gaussian_kl
-from unicoord_atlas.losses.independence import distance_correlation, independence, labels_to_hide
+from unicoord_atlas.losses.independence import (
+    distance_correlation,
+    distances,
+    independence,
+    labels_to_hide,
+    u_centred,
+)
 from unicoord_atlas.losses.objective import LabelFacts, Objective
 from unicoord_atlas.losses.supervised import class_weights, classification, hierarchical, regression
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
@@ -180,6 +186,10 @@ def test_independence_is_the_distance_correlation():
     apart = torch.from_numpy(np.abs(y - y.T))
     found = distance_correlation(torch.from_numpy(z), apart, torch.zeros(12))
     assert float(found) == pytest.approx(_slow_distance_correlation(z, y), rel=1e-6)
+    left_out = torch.cat([torch.zeros(12), torch.tensor([-1.0, -1, 1, 1, 1])])
+    more = torch.from_numpy(np.concatenate([z, rng.normal(size=(5, 3))]))
+    apart = torch.nn.functional.pad(apart, (0, 5, 0, 5), value=3.0)
+    assert float(distance_correlation(more, apart, left_out)) == pytest.approx(float(found), rel=1e-6)
 
 
 def test_independence_is_0_for_a_label_that_only_follows_the_stratum_and_1_for_one_that_is_the_place():
@@ -201,12 +211,12 @@ def test_independence_looks_at_labelled_cells_and_names_what_it_may_hide():
         continuous=(ContinuousLatent(name="time"), ContinuousLatent(name="u", supervised=False)),
     )
     (told,) = labels_to_hide(["platform"], latent)
-    assert (told.column, told.is_value, told.within) == (1, False, (0,))
+    assert (told.column, told.is_value, told.within) == (1, False, ((0, 2),))
     (value,) = labels_to_hide(["time"], latent)
-    assert (value.column, value.is_value, value.within) == (0, True, (0, 1))
-    for names in ([], ["organ"]):
-        with pytest.raises(ConfigError, match="type, platform, time"):
-            labels_to_hide(names, latent)
+    assert (value.column, value.is_value, value.within) == (0, True, ((0, 2), (1, 2)))
+    assert labels_to_hide([], latent) == ()
+    with pytest.raises(ConfigError, match="type, platform, time"):
+        labels_to_hide(["organ"], latent)
     rng = np.random.default_rng(0)
     codes = np.stack([np.arange(40) % 2, rng.integers(0, 2, 40)], axis=1)
     z = torch.from_numpy(rng.normal(size=(40, 1)).astype(np.float32)).requires_grad_()
@@ -218,3 +228,18 @@ def test_independence_looks_at_labelled_cells_and_names_what_it_may_hide():
     padded = torch.cat([z, z.new_full((2, 1), 99.0)])
     again = independence(padded.detach(), minibatch(np.ones((42, 3)), more), [told])
     torch.testing.assert_close(again, whole.detach())
+
+
+def test_strata_are_weighed_together():
+    """The sums over strata are those of each one, centred by itself."""
+    rng = np.random.default_rng(1)
+    z, label, stratum = rng.normal(size=(30, 2)), rng.integers(0, 3, 30), rng.integers(0, 3, 30)
+    apart = label[:, None] != label
+    sums = np.zeros(3)
+    for number in range(3):
+        own = stratum == number
+        a = u_centred(distances(torch.from_numpy(z[own])), torch.ones(own.sum(), own.sum(), dtype=torch.float64))
+        b = u_centred(torch.from_numpy(apart[np.ix_(own, own)] * 1.0), torch.ones_like(a))
+        sums += np.array([(a * b).sum(), (a * a).sum(), (b * b).sum()]) / (own.sum() - 3)
+    found = distance_correlation(torch.from_numpy(z), torch.from_numpy(apart * 1.0), torch.from_numpy(stratum))
+    assert float(found) == pytest.approx(sums[0] / np.sqrt(sums[1] * sums[2]), rel=1e-9)

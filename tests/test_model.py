@@ -6,13 +6,22 @@ import torch
 from cells import counts_of_types, minibatch, sparse_rows
 
 from unicoord_atlas.config import ModelConfig
+from unicoord_atlas.errors import ConfigError
 from unicoord_atlas.log_normalize import log_normalize
 from unicoord_atlas.model import joint_vae, sparse_input
 from unicoord_atlas.model.fused_decode import DecodeOptions, Target, fused_decode_error, partly_measured
 from unicoord_atlas.model.gene_order import GeneOrder
 from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
-from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec, Posterior, one_hot, with_labels
+from unicoord_atlas.model.latent import (
+    ContinuousLatent,
+    DiscreteLatent,
+    LatentSpec,
+    Posterior,
+    one_hot,
+    with_labels,
+)
 from unicoord_atlas.model.noise import Noise, Purpose, below
+from unicoord_atlas.model.refinement import GivenParents, Refinement
 from unicoord_atlas.model.sparse_input import SparseLinear
 
 N, G, H = 7, 33, 5
@@ -252,6 +261,61 @@ def test_joint_vae_has_the_paper_s_layers():
         "decoder.2.weight": (16, 12),
         "output_layer.weight": (40, 16),
     }
+
+
+def test_a_finer_level_s_probabilities_are_shared_out_among_the_parents_children():
+    rng = np.random.default_rng(0)
+    child, parent = rng.normal(scale=6, size=(5, 6)), rng.normal(scale=3, size=(5, 3))
+    shares = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0.5, 0.5], [0, 0, 1], [0, 0, 1]])
+    expected = np.zeros((5, 6))
+    for cell in range(5):
+        of_parent = np.exp(parent[cell]) / np.exp(parent[cell]).sum()
+        for number in range(3):
+            below = shares[:, number] * np.exp(child[cell])
+            expected[cell] += of_parent[number] * below / below.sum()
+    given = GivenParents(_tie(0, 1, shares))
+    own, above = torch.from_numpy(child).float(), torch.from_numpy(parent).float()
+    found = given(own, above).softmax(dim=1)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found[:, :2].sum(dim=1), above.softmax(dim=1)[:, 0], atol=1e-6)
+    far = own.mul(40).requires_grad_()
+    given(far, above * 40)[:, [0, 5]].sum().backward()
+    assert torch.isfinite(far.grad).all()
+    assert far.grad.abs().sum() > 0
+    torch.autograd.gradcheck(
+        given.double(), (torch.from_numpy(child).requires_grad_(), torch.from_numpy(parent).requires_grad_())
+    )
+
+
+def _tie(parent: int, child: int, shares: np.ndarray) -> Refinement:
+    rows = (tuple((code, share) for code, share in enumerate(row) if share) for row in shares.tolist())
+    return Refinement(parent=parent, child=child, shares=tuple(rows))
+
+
+def test_a_tie_that_does_not_fit_its_dimensions_is_refused():
+    two = (DiscreteLatent(name="a", num_categories=2), DiscreteLatent(name="b", num_categories=3))
+    for tie in (_tie(0, 2, np.eye(2)), _tie(1, 1, np.eye(3)), _tie(0, 1, np.eye(3)), _tie(0, 1, np.eye(2))):
+        with pytest.raises(ConfigError, match="cannot be tied"):
+            LatentSpec(discrete=two, refinements=(tie,))
+
+
+def test_heads_of_levels_that_are_tied_say_the_same_of_the_coarser_one():
+    """Three levels: the class of the class, and a level that is not tied keeps its own head."""
+    sizes = {"organ": 2, "cell_type": 5, "cell_class": 3, "platform": 2}
+    organs, classes = np.eye(2)[[0, 0, 1]], np.eye(3)[[0, 0, 1, 2, 2]]
+    latent = LatentSpec(
+        discrete=tuple(DiscreteLatent(name=name, num_categories=size) for name, size in sizes.items()),
+        continuous=(ContinuousLatent(name="unsupervised_0", supervised=False),),
+        refinements=(_tie(0, 2, organs), _tie(2, 1, classes)),
+    )
+    model = JointVAE(NetworkSpec(num_genes=40, latent=latent, model=ModelConfig(hidden=(16, 8))))
+    counts, types = counts_of_types()
+    organ, cell_type, cell_class, _ = model(minibatch(counts, types[:, None])).posterior.probabilities()
+    torch.testing.assert_close(cell_type @ torch.from_numpy(classes).float(), cell_class)
+    torch.testing.assert_close(cell_class @ torch.from_numpy(organs).float(), organ)
+    again = JointVAE(NetworkSpec.model_validate_json(model.spec.model_dump_json()))
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again(minibatch(counts, types[:, None])).posterior.logits[1].softmax(1), cell_type)
 
 
 def test_inference_is_deterministic_and_training_is_not():

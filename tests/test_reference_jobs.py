@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from cells import counts_of_types
+from references import random_cells, random_reference
 from sklearn.neighbors import NearestNeighbors
 
 from unicoord_atlas.calls import CallRule
@@ -29,8 +31,11 @@ from unicoord_atlas.jobs import (
 )
 from unicoord_atlas.jobs.hub import local_reference, upload
 from unicoord_atlas.memory import AnnDataCells
+from unicoord_atlas.model.joint_vae import JointVAE
+from unicoord_atlas.model.refinement import Refinement
 from unicoord_atlas.query import QueryBatches
 from unicoord_atlas.reference import ReferenceModel
+from unicoord_atlas.training.fine_tune import changed_tensors, with_class
 
 SETTINGS = [
     'latent.discrete=["cell_type","cell_class","source"]',
@@ -234,6 +239,21 @@ def test_fine_tuning_adds_a_batch_and_leaves_every_other_weight_to_the_bit(folde
         assert old[f"{name}_predicted"].astype(str).tolist() == new[f"{name}_predicted"].astype(str).tolist()
         np.testing.assert_allclose(old[f"{name}_confidence"], new[f"{name}_confidence"], atol=1e-6)
     assert "three" in new["source_predicted"].cat.categories
+
+
+def test_a_new_class_of_a_tied_level_has_no_parent_and_changes_no_other(tmp_path):
+    cells, reference = random_cells(), random_reference(0)
+    tie = Refinement(parent=0, child=1, shares=(((0, 1.0), (2, 0.5)), ((1, 1.0), (2, 0.5))))
+    latent = reference.model.spec.latent.model_copy(update={"refinements": (tie,)})
+    network = reference.model.spec.model_copy(update={"latent": latent})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        reference.model = JointVAE(network).eval()
+    reference.config = reference.config.model_copy(update={"network": network})
+    wider = with_class(reference, "platform", "Visium", 7)
+    assert changed_tensors(reference, wider, "platform") == []
+    before, after = (each.map(cells, probabilities=True).obsm["X_unicoord_platform"] for each in (reference, wider))
+    np.testing.assert_allclose(after, np.pad(before, ((0, 0), (0, 1))), atol=1e-6)
 
 
 @pytest.mark.parametrize(("label", "name", "words"), [("cell_type", "x", "technical"), ("source", "one", "already")])

@@ -91,7 +91,7 @@ def train(case: str, out: Path) -> None:
     model = JointVAE(NetworkSpec(num_genes=40, latent=latent, model=small, thinning=0.5, gene_dropout=0.3)).to(dtype)
     model.compute_dtype = dtype
     facts = LabelFacts((torch.tensor([10.0, 20.0, 30.0]),), (0.8,), torch.tensor([6 / 7]))
-    objective = Objective(LossConfig(), latent, facts, (), 40, torch.device("cpu"))
+    objective = Objective(LossConfig(independent_of=("cell_type",)), latent, facts, (), 40, torch.device("cpu"))
     training = FixedBatches(rank, world_size, config.accumulate_steps, dtype)
     if case == "nan" and rank == world_size - 1:
         training.spoil(BAD_STEP - 1)

@@ -61,6 +61,9 @@ class LatentConfig(_Section):
         '["FILE: cell_class > cell_type"]: a CSV with father,child or the Cell Ontology',
     )
     hierarchy_levels: Size = Field(2, description="of a tree and one column: so many coarser levels are made")
+    conditional: bool = Field(
+        True, description="* tied labels: a finer label's head is about classes given their parents'"
+    )
     unsupervised_continuous: Count = 50
     diffusion: Count = Field(0, description="the first so many unsupervised continuous ones")
     unsupervised_discrete: tuple[Size, ...] = Field((), description="their numbers of categories")
@@ -94,9 +97,11 @@ class LossConfig(_Section):
     diffusion_live: Size = Field(4, description="neighbours of each that are encoded with gradient, others remembered")
     clustering: Weight = 0.0
     independence: Weight = Field(
-        0.0, description="* 100 where cells are to be moved: unsupervised dimensions then do not tell independent_of"
+        100.0, description="* unsupervised dimensions do not tell the labels of independent_of among cells of a type"
     )
-    independent_of: tuple[str, ...] = Field((), description='supervised labels: ["platform"]')
+    independent_of: tuple[str, ...] = Field(
+        (), description="supervised labels; empty: the technical ones of latent.discrete"
+    )
     class_weights: Literal["none", "sqrt", "balanced"] = Field("none", description="none | sqrt | balanced")
     per_gene: bool = Field(False, description="released: the total is divided by the number of genes")
 

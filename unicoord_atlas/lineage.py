@@ -5,7 +5,7 @@ Shapes: n cells, k categories of a level, m categories of all levels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 
 
 _LEAST = 1e-30
+
+
+class Levels(Protocol):
+    """A level and the next finer one, by their names."""
+
+    @property
+    def parent(self) -> str: ...  # noqa: D102
+
+    @property
+    def child(self) -> str: ...  # noqa: D102
+
+
+Level = TypeVar("Level", bound=Levels)
 
 
 class Tie(BaseModel):
@@ -64,7 +77,7 @@ def consistent_codes(
             raise ConfigError(f"{tie.child!r} is tied to {both}, so no level is the top; leave out --consistent")
         above[tie.child] = tie
     best = {name: np.log(np.maximum(values, _LEAST)) for name, values in probabilities.items()}
-    in_order = _finest_first(ties)
+    in_order = finest_first(ties)
     choice: dict[str, NDArray[np.intp]] = {}
     for tie in in_order:
         allowed = tie.allowed_kp(best[tie.parent].shape[1])
@@ -119,9 +132,15 @@ def chain_above(name: str, ties: Sequence[Tie]) -> list[Tie]:
     return chain
 
 
-def _finest_first(ties: Sequence[Tie]) -> list[Tie]:
-    """Each tie after all ties below its child."""
-    left, ordered = list(ties), []
+def finest_first(ties: Sequence[Level]) -> list[Level]:
+    """Each tie after all ties below its child.
+
+    Raises
+    ------
+    ConfigError
+        If they go round in a circle.
+    """
+    left, ordered = list(ties), list[Level]()
     while left:
         ready = [tie for tie in left if not any(other.parent == tie.child for other in left)]
         if not ready:

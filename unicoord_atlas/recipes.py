@@ -11,8 +11,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     "paper": {
         "data": {"mask_unmeasured": False, "min_cells": 0},
-        "latent": {"standardize": False},
-        "loss": {"beta": 1.0, "beta_warmup_steps": 0, "classification": 100.0},
+        "latent": {"standardize": False, "conditional": False},
+        "loss": {"beta": 1.0, "beta_warmup_steps": 0, "classification": 100.0, "independence": 0.0},
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
         "model": {"output_bias": "default", "relu_gradient": "y", "encoder_min_cells": 0},
         "train": {
@@ -24,7 +24,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     },
     "released": {
         "data": {"mask_unmeasured": False, "min_cells": 200, "validation_fraction": 0.0},
-        "latent": {"standardize": False},
+        "latent": {"standardize": False, "conditional": False},
         "loss": {
             "beta": 30.0,
             "beta_warmup_steps": 0,
@@ -32,6 +32,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
             "classification": 100.0,
             "diffusion": 0.001,
             "clustering": 0.001,
+            "independence": 0.0,
             "per_gene": True,
         },
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},

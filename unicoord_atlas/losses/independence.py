@@ -1,13 +1,16 @@
-"""Unsupervised dimensions that do not tell a label: then setting the label changes all that depends on it.
+"""Unsupervised dimensions that do not tell a label: cells of several batches mix, and setting the label changes all.
 
-A decoder that can read the platform off the unsupervised dimensions need not look at the platform's own coordinate,
-and setting that coordinate changes next to nothing.  The penalty is the squared distance correlation of the
-unsupervised means with the label, among cells that are alike in their other labels:
+The paper's losses leave the unsupervised dimensions free to tell the platform once more.  Then cells of each platform
+lie by themselves in them; and a decoder that can read the platform off them need not look at the platform's own
+coordinate, so that setting it changes next to nothing.  The penalty is the squared distance correlation of the
+unsupervised means, each in units of its standard deviation, with the label, among cells that are alike in their other
+labels:
 
     R = <A, B> / sqrt(<A, A> <B, B>),   <A, B> = sum over strata of n / (n (n - 3)) sum_ij A_ij B_ij
 
 A and B are the U-centred distances of the means and of the labels: 0 or 1 between classes, |a - b| between values.
-It is 0 on average where both are independent, and at most 1, whatever the units.
+It is 0 on average where both are independent, and at most 1, whatever the units.  Pairs are those of a whole minibatch,
+of all processes together, so that several learn what one does; of a step's accumulated parts each has its own pairs.
 Source: Szekely & Rizzo 2014, "Partial distance correlation with methods for dissimilarities", equations 3.1 to 3.3.
 Shapes: n cells, d unsupervised dimensions, l labels, c continuous labels.
 """
@@ -18,7 +21,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather
 
 from unicoord_atlas.errors import ConfigError
 
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
 
 _FEWEST = 4
 """Cells that a U-centred matrix needs."""
+_MOST = 1024
+"""Cells of a minibatch that are compared: they tell enough, and the n x n tensors of more would be felt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +46,8 @@ class Told:
     column: int
     """Of the batch's codes, or of its values."""
     is_value: bool
-    within: tuple[int, ...]
-    """Columns of codes: cells are compared with those that have the same of all these."""
+    within: tuple[tuple[int, int], ...]
+    """Columns of codes and their numbers of classes: cells are compared with those that have the same of all these."""
 
 
 def labels_to_hide(names: Sequence[str], spec: LatentSpec) -> tuple[Told, ...]:
@@ -49,19 +56,20 @@ def labels_to_hide(names: Sequence[str], spec: LatentSpec) -> tuple[Told, ...]:
     Raises
     ------
     ConfigError
-        If none is named, or one is not supervised.
+        If one is not supervised.
     """
-    discrete = [latent.name for latent in spec.discrete[: spec.num_supervised_discrete]]
+    discrete = {latent.name: latent.num_categories for latent in spec.discrete[: spec.num_supervised_discrete]}
     continuous = [latent.name for latent in spec.continuous[: spec.num_supervised_continuous]]
-    unknown = [name for name in names if name not in [*discrete, *continuous]]
-    if unknown or not names:
+    if any(name not in [*discrete, *continuous] for name in names):
         raise ConfigError(
             f"loss.independent_of = {list(names)}: name the labels that loss.independence is about; "
             f"supervised are: {', '.join([*discrete, *continuous]) or 'none'}"
         )
-    within = tuple(number for number, name in enumerate(discrete) if name not in names)
+    within = tuple((at, size) for at, (name, size) in enumerate(discrete.items()) if name not in names)
     return tuple(
-        Told(discrete.index(name), False, within) if name in discrete else Told(continuous.index(name), True, within)
+        Told(list(discrete).index(name), False, within)
+        if name in discrete
+        else Told(continuous.index(name), True, within)
         for name in names
     )
 
@@ -74,15 +82,33 @@ def independence(z_nd: Tensor, batch: MiniBatch, told: Sequence[Told]) -> Tensor
         known_n = ~labels_n.isnan() if label.is_value else labels_n >= 0
         known_n = known_n & (batch.weights_n > 0)
         strata_n = torch.zeros_like(batch.rows_n)
-        for column in label.within:
+        for column, size in label.within:
             codes_n = batch.codes_nl[:, column]
             known_n = known_n & (codes_n >= 0)
-            strata_n = torch.unique(strata_n * (codes_n.max() + 2) + codes_n + 1, return_inverse=True)[1]
-        cells = known_n.nonzero().squeeze(1)
-        gap_nn = labels_n[cells, None] - labels_n[cells]
-        apart_nn = gap_nn.abs() if label.is_value else (gap_nn != 0).to(z_nd.dtype)
-        terms.append(distance_correlation(z_nd[cells], apart_nn, strata_n[cells]))
+            strata_n = strata_n * size + codes_n.clamp(min=0)
+        labels_n, strata_n = torch.nan_to_num(labels_n), torch.where(known_n, strata_n, -1)
+        everyones = [of_all_processes(each)[:_MOST] for each in (z_nd, labels_n, strata_n)]
+        gap_nn = everyones[1][:, None] - everyones[1]
+        apart_nn = gap_nn.abs() if label.is_value else gap_nn != 0
+        places_nd = everyones[0] / spread(everyones[0], everyones[2] >= 0)
+        terms.append(distance_correlation(places_nd, apart_nn.to(z_nd.dtype), everyones[2]))
     return torch.stack(terms).sum()
+
+
+def spread(z_nd: Tensor, counted_n: Tensor) -> Tensor:
+    """(d,) standard deviations over the cells that count, without gradient: X_unicoord_bio is in units of these.
+
+    A dimension that hardly varies would otherwise be free to tell the label.
+    """
+    z_nd, share_n = z_nd.detach(), counted_n.to(z_nd.dtype) / counted_n.sum().clamp(min=1)
+    return (share_n @ (z_nd - share_n @ z_nd).square()).sqrt().clamp(min=1e-6)
+
+
+def of_all_processes(mine: Tensor) -> Tensor:
+    """The tensors of all processes one behind the other; the gradient of each comes back to its own."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return mine
+    return torch.cat(all_gather(mine.contiguous()))
 
 
 def distance_correlation(z_nd: Tensor, apart_nn: Tensor, strata_n: Tensor) -> Tensor:
@@ -95,26 +121,28 @@ def distance_correlation(z_nd: Tensor, apart_nn: Tensor, strata_n: Tensor) -> Te
     apart_nn
         Distances between the cells' labels.
     strata_n
-        Stratum of each cell; those with fewer than 4 cells, or with one label only, say nothing.
+        Stratum of each cell, < 0 for none; those with fewer than 4 cells, or with one label only, say nothing.
     """
-    products = z_nd.new_zeros(3)
-    for stratum in torch.unique(strata_n).tolist():
-        cells = (strata_n == stratum).nonzero().squeeze(1)
-        labels_nn = apart_nn[cells[:, None], cells]
-        if len(cells) < _FEWEST or not labels_nn.any():
-            continue
-        a_nn, b_nn = u_centred(distances(z_nd[cells])), u_centred(labels_nn)
-        each = torch.stack([(a_nn * b_nn).sum(), (a_nn * a_nn).sum(), (b_nn * b_nn).sum()])
-        products = products + each / (len(cells) - 3)
-    return products[0] / (products[1] * products[2]).clamp(min=1e-12).sqrt()
+    same_nn = ((strata_n[:, None] == strata_n) & (strata_n >= 0)).to(z_nd.dtype)
+    sizes_n = same_nn.sum(dim=1)
+    says_n = (sizes_n >= _FEWEST) & ((apart_nn * same_nn).sum(dim=1) > 0)
+    share_n = says_n / (sizes_n - 3).clamp(min=1)
+    a_nn, b_nn = u_centred(distances(z_nd), same_nn), u_centred(apart_nn, same_nn)
+    ab, aa, bb = ((share_n * (x * y).sum(dim=1)).sum() for x, y in ((a_nn, b_nn), (a_nn, a_nn), (b_nn, b_nn)))
+    return ab / (aa * bb).clamp(min=1e-12).sqrt()
 
 
-def u_centred(distance_nn: Tensor) -> Tensor:
-    """(n, n): distances less their row and column means, so that products are unbiased; the diagonal is 0."""
-    n = distance_nn.shape[0]
-    rows_n = distance_nn.sum(dim=1)
-    centred_nn = distance_nn - (rows_n[:, None] + rows_n) / (n - 2) + distance_nn.sum() / ((n - 1) * (n - 2))
-    return centred_nn * (1 - torch.eye(n, dtype=distance_nn.dtype, device=distance_nn.device))
+def u_centred(distance_nn: Tensor, same_nn: Tensor) -> Tensor:
+    """(n, n): distances less the means of their rows, columns and stratum, so that products are unbiased.
+
+    0 on the diagonal and, by `same_nn`, between cells of two strata.
+    """
+    sizes_n, distance_nn = same_nn.sum(dim=1), distance_nn * same_nn
+    sums_n = distance_nn.sum(dim=1)
+    rows_n = sums_n / (sizes_n - 2).clamp(min=1)
+    whole_n = (same_nn @ sums_n) / ((sizes_n - 1) * (sizes_n - 2)).clamp(min=1)
+    off_diagonal_nn = 1 - torch.eye(len(sizes_n), dtype=distance_nn.dtype, device=distance_nn.device)
+    return (distance_nn - rows_n[:, None] - rows_n + whole_n) * (same_nn * off_diagonal_nn)
 
 
 def distances(z_nd: Tensor) -> Tensor:

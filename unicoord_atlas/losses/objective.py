@@ -100,7 +100,9 @@ class Objective:
         if output.diffusion_error is not None:
             terms["diffusion"] = config.diffusion * output.diffusion_error
         if self.hidden:
-            unsupervised_nd = posterior.mean_nd[:, self.spec.num_supervised_continuous :].float()
+            unsupervised_nd = posterior.mean_nd[:, self.spec.num_supervised_continuous :]
+            if unsupervised_nd.dtype != torch.float64:
+                unsupervised_nd = unsupervised_nd.float()
             terms["independence"] = config.independence * independence(unsupervised_nd, batch, self.hidden)
         if config.clustering > 0 and len(self.spec.discrete) > self.spec.num_supervised_discrete:
             terms["clustering"] = config.clustering * self._clustering(output, batch)

@@ -23,6 +23,7 @@ from .fused_decode import DecodeOptions, Target, fused_decode_error, partly_meas
 from .gene_order import GeneOrder, tile_size
 from .latent import LatentSpec, Posterior, with_labels
 from .noise import EntryNoise, Noise, Purpose, below
+from .refinement import GivenParents
 from .sparse_input import SparseLinear
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class JointVAE(nn.Module):
         self.mean = nn.Linear(hidden[-1], latent.num_continuous)
         self.logvar = nn.Linear(hidden[-1], latent.num_continuous)
         self.logits = nn.ModuleList(nn.Linear(hidden[-1], each.num_categories) for each in latent.discrete)
+        self.refinements = nn.ModuleList(GivenParents(each) for each in latent.refinements)
         self.decoder = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((latent.width, *reversed(hidden))))
         self.output_layer = nn.Linear(hidden[0], spec.num_genes)
         self.register_buffer("measured_sg", torch.ones((spec.num_sources, spec.num_genes), dtype=torch.bool))
@@ -174,7 +176,10 @@ class JointVAE(nn.Module):
         for number, layer in enumerate(self.encoder):
             hidden_nh = self._dropout(hidden_nh, noise, number) if number < 2 else hidden_nh
             hidden_nh = torch.relu(layer(hidden_nh))
-        return Posterior(self.mean(hidden_nh), self.logvar(hidden_nh), tuple(head(hidden_nh) for head in self.logits))
+        logits = [head(hidden_nh) for head in self.logits]
+        for tie, given_parents in zip(self.spec.latent.refinements, self.refinements, strict=True):
+            logits[tie.child] = given_parents(logits[tie.child], logits[tie.parent])
+        return Posterior(self.mean(hidden_nh), self.logvar(hidden_nh), tuple(logits))
 
     def decode_hidden(self, latent_nw: Tensor, noise: Noise | None = None) -> Tensor:
         """(n, h): the decoder up to its last hidden layer; with noise there is dropout after the second and third."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from unicoord_atlas.errors import ConfigError
 
 from .noise import Noise, Purpose
+from .refinement import Refinement
 
 
 class DiscreteLatent(BaseModel):
@@ -45,6 +46,8 @@ class LatentSpec(BaseModel):
     continuous: tuple[ContinuousLatent, ...] = ()
     num_diffusion: int = 0
     """The first so many of the unsupervised continuous dimensions."""
+    refinements: tuple[Refinement, ...] = ()
+    """Discrete dimensions that refine others, coarse ones before those that refine them."""
 
     @model_validator(mode="after")
     def _check(self) -> LatentSpec:
@@ -56,6 +59,10 @@ class LatentSpec(BaseModel):
             raise ConfigError(f"latent: a name is used twice among {names}")
         if not names:
             raise ConfigError("latent: no dimension at all; set latent.discrete or latent.unsupervised_continuous")
+        sizes = tuple(latent.num_categories for latent in self.discrete)
+        for tie in self.refinements:
+            if not tie.fits(sizes):
+                raise ConfigError(f"latent: dimensions {tie.parent} and {tie.child} of {len(sizes)} cannot be tied so")
         if self.num_diffusion > self.num_continuous - self.num_supervised_continuous:
             raise ConfigError(
                 f"latent.diffusion = {self.num_diffusion} is more than the unsupervised continuous dimensions"

@@ -151,6 +151,6 @@ def build_model(
 
 def build_objective(config: RunConfig, model: JointVAE, preparation: Preparation, device: torch.device) -> Objective:
     """The run's losses on the device."""
-    return Objective(
-        config.loss, model.spec.latent, preparation.facts, preparation.hierarchies, model.spec.num_genes, device
-    )
+    technical = tuple(name for name in config.latent.discrete if name in config.latent.technical)
+    loss = config.loss.model_copy(update={"independent_of": config.loss.independent_of or technical})
+    return Objective(loss, model.spec.latent, preparation.facts, preparation.hierarchies, model.spec.num_genes, device)

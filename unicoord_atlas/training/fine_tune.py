@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from unicoord_atlas.batch import MiniBatch, SparseRows
+    from unicoord_atlas.model.refinement import Refinement
     from unicoord_atlas.schema import LabelColumn
 
 _NEVER = -1e4
@@ -51,7 +52,8 @@ def with_class(reference: ReferenceModel, label: str, name: str, num_cells: int)
     number = [each.name for each in config.labels].index(label)
     discrete = list(config.network.latent.discrete)
     discrete[number] = discrete[number].model_copy(update={"num_categories": len(column.categories) + 1})
-    latent = config.network.latent.model_copy(update={"discrete": tuple(discrete)})
+    ties = tuple(_with_child(tie) if tie.child == number else tie for tie in config.network.latent.refinements)
+    latent = config.network.latent.model_copy(update={"discrete": tuple(discrete), "refinements": ties})
     network = config.network.model_copy(update={"latent": latent})
     wider = JointVAE(network)
     wider.load_state_dict(_with_entry(reference.model, number))
@@ -124,6 +126,11 @@ def _with_entry(model: JointVAE, number: int) -> dict[str, Tensor]:
     state[weight] = torch.cat([state[weight], torch.zeros_like(state[weight][:1])])
     state[bias] = torch.cat([state[bias], torch.full_like(state[bias][:1], _NEVER)])
     return state
+
+
+def _with_child(tie: Refinement) -> Refinement:
+    """The new class belongs to no parent, so that it is none of any cell's."""
+    return tie.model_copy(update={"shares": (*tie.shares, ())})
 
 
 def _column(model: JointVAE, number: int, code: int) -> int:

@@ -16,8 +16,10 @@ from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.columns import continuous_values, label_codes, label_column
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
 from unicoord_atlas.hierarchy import Hierarchy
+from unicoord_atlas.lineage import finest_first
 from unicoord_atlas.losses.objective import LabelFacts
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
+from unicoord_atlas.model.refinement import Refinement
 from unicoord_atlas.schema import AtlasSchema, LabelColumn, fold_rare
 
 from .levels import hierarchy_between, tied_levels
@@ -98,6 +100,9 @@ def prepare(
         hierarchy_between(levels, labels[at[p]], labels[at[c]], codes[training, at[p]], codes[training, at[c]])
         for p, c in levels.trees
     )
+    if config.latent.conditional:
+        ties = tuple(_refinement(tree, at) for tree in reversed(finest_first(hierarchies)))
+        latent = latent.model_copy(update={"refinements": ties})
     columns = CellColumns(size_factors.astype(np.float32), _source_codes(schema, obs), codes, values)
     tables = {key: tuple(map(str, table.columns)) for key, table in (obsm or {}).items()}
     return Preparation(training, validation, columns, tuple(labels), latent, facts, hierarchies, levels.remarks, tables)
@@ -205,6 +210,11 @@ def _latent_spec(
         for number in range(config.latent.unsupervised_continuous)
     ]
     return LatentSpec(discrete=tuple(discrete), continuous=tuple(continuous), num_diffusion=config.num_diffusion)
+
+
+def _refinement(tree: Hierarchy, at: Mapping[str, int]) -> Refinement:
+    shares = tuple(tuple((int(code), float(row[code])) for code in np.flatnonzero(row)) for row in tree.parents_kp)
+    return Refinement(parent=at[tree.parent], child=at[tree.child], shares=shares)
 
 
 def _source_codes(schema: AtlasSchema, obs: pd.DataFrame) -> NDArray[np.int32]:
