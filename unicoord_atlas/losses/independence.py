@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _FEWEST = 4
 """Cells that a U-centred matrix needs."""
-_MOST = 1024
+_MOST = 512
 """Cells of a minibatch that are compared: they tell enough, and the n x n tensors of more would be felt."""
 
 
