@@ -243,3 +243,12 @@ def test_strata_are_weighed_together():
         sums += np.array([(a * b).sum(), (a * a).sum(), (b * b).sum()]) / (own.sum() - 3)
     found = distance_correlation(torch.from_numpy(z), torch.from_numpy(apart * 1.0), torch.from_numpy(stratum))
     assert float(found) == pytest.approx(sums[0] / np.sqrt(sums[1] * sums[2]), rel=1e-9)
+
+
+def test_independence_is_warmed_up():
+    objective, model = _objective(LossConfig(independent_of=("cell_type",), independence_warmup_steps=10))
+    batch = _labelled_batch()
+    terms = [objective(model(batch), batch, step).terms["independence"] for step in (0, 4, 9, 30)]
+    assert terms[0] != 0
+    torch.testing.assert_close(torch.stack(terms) / terms[3], torch.tensor([0.1, 0.5, 1.0, 1.0]))
+    assert "independence" not in _objective(LossConfig())[0](model(batch), batch, 0).terms

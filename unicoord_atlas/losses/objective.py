@@ -34,6 +34,11 @@ class LossTerms:
     terms: Mapping[str, Tensor]
 
 
+def warmed_up(step: int, steps: int) -> float:
+    """Share of a weight at a step, counted from 0, that is warmed up linearly over so many steps."""
+    return min((step + 1) / steps, 1.0) if steps else 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class LabelFacts:
     """What the losses must know of the training cells; frozen at the start of a run."""
@@ -75,9 +80,8 @@ class Objective:
         self.scale_c = torch.tensor([c.scale for c in spec.continuous if c.supervised], device=device)
 
     def beta(self, step: int) -> float:
-        """Weight of the KL at a step: warmed up linearly."""
-        warmup = self.config.beta_warmup_steps
-        return self.config.beta * (min((step + 1) / warmup, 1.0) if warmup else 1.0)
+        """Weight of the KL at a step."""
+        return self.config.beta * warmed_up(step, self.config.beta_warmup_steps)
 
     def __call__(self, output: StepOutput, batch: MiniBatch, step: int) -> LossTerms:
         """Total and terms, each the mean over the cells of the batch (padding weighs nothing)."""
@@ -103,7 +107,8 @@ class Objective:
             unsupervised_nd = posterior.mean_nd[:, self.spec.num_supervised_continuous :]
             if unsupervised_nd.dtype != torch.float64:
                 unsupervised_nd = unsupervised_nd.float()
-            terms["independence"] = config.independence * independence(unsupervised_nd, batch, self.hidden)
+            weight = config.independence * warmed_up(step, config.independence_warmup_steps)
+            terms["independence"] = weight * independence(unsupervised_nd, batch, self.hidden)
         if config.clustering > 0 and len(self.spec.discrete) > self.spec.num_supervised_discrete:
             terms["clustering"] = config.clustering * self._clustering(output, batch)
         total = torch.stack(list(terms.values())).sum()
