@@ -99,7 +99,7 @@ class LossConfig(_Section):
     independence: Weight = Field(
         100.0, description="* unsupervised dimensions do not tell the labels of independent_of among cells of a type"
     )
-    independence_warmup_steps: Count = Field(500, description="* classes come first, mixing after")
+    independence_warmup_steps: Count = Field(200, description="* classes come first, mixing after")
     independent_of: tuple[str, ...] = Field(
         (), description="supervised labels; empty: the technical ones of latent.discrete"
     )
