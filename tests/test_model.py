@@ -6,7 +6,6 @@ import torch
 from cells import counts_of_types, minibatch, sparse_rows
 
 from unicoord_atlas.config import ModelConfig
-from unicoord_atlas.errors import ConfigError
 from unicoord_atlas.log_normalize import log_normalize
 from unicoord_atlas.model import joint_vae, sparse_input
 from unicoord_atlas.model.fused_decode import DecodeOptions, Target, fused_decode_error, partly_measured
@@ -295,7 +294,7 @@ def _tie(parent: int, child: int, shares: np.ndarray) -> Refinement:
 def test_a_tie_that_does_not_fit_its_dimensions_is_refused():
     two = (DiscreteLatent(name="a", num_categories=2), DiscreteLatent(name="b", num_categories=3))
     for tie in (_tie(0, 2, np.eye(2)), _tie(1, 1, np.eye(3)), _tie(0, 1, np.eye(3)), _tie(0, 1, np.eye(2))):
-        with pytest.raises(ConfigError, match="cannot be tied"):
+        with pytest.raises(ValueError, match="cannot be tied"):
             LatentSpec(discrete=two, refinements=(tie,))
 
 
