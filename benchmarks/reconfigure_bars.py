@@ -75,6 +75,5 @@ def movable(labels: list[str]) -> list[str]:
         "train.batch_size=64",
         "train.learning_rate=2e-3",  # some thousand cells: the default would still be far from its end
         "latent.decode_labels=true",
-        "loss.independence=100",
         f"loss.independent_of={json.dumps(labels)}",
     ]

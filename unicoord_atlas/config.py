@@ -61,9 +61,7 @@ class LatentConfig(_Section):
         '["FILE: cell_class > cell_type"]: a CSV with father,child or the Cell Ontology',
     )
     hierarchy_levels: Size = Field(2, description="of a tree and one column: so many coarser levels are made")
-    conditional: bool = Field(
-        True, description="* tied labels: a finer label's head is about classes given their parents'"
-    )
+    conditional: bool = Field(True, description="* of tied labels: a finer one's head tells siblings apart")
     unsupervised_continuous: Count = 50
     diffusion: Count = Field(0, description="the first so many unsupervised continuous ones")
     unsupervised_discrete: tuple[Size, ...] = Field((), description="their numbers of categories")
@@ -96,13 +94,9 @@ class LossConfig(_Section):
     )
     diffusion_live: Size = Field(4, description="neighbours of each that are encoded with gradient, others remembered")
     clustering: Weight = 0.0
-    independence: Weight = Field(
-        100.0, description="* unsupervised dimensions do not tell the labels of independent_of among cells of a type"
-    )
+    independence: Weight = Field(100.0, description="* unsupervised dimensions do not tell independent_of in a type")
     independence_warmup_steps: Count = Field(200, description="* classes come first, mixing after")
-    independent_of: tuple[str, ...] = Field(
-        (), description="supervised labels; empty: the technical ones of latent.discrete"
-    )
+    independent_of: tuple[str, ...] = Field((), description="labels; empty: the technical ones of latent.discrete")
     class_weights: Literal["none", "sqrt", "balanced"] = Field("none", description="none | sqrt | balanced")
     per_gene: bool = Field(False, description="released: the total is divided by the number of genes")
 

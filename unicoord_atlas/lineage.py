@@ -5,7 +5,7 @@ Shapes: n cells, k categories of a level, m categories of all levels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -17,21 +17,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from .hierarchy import Hierarchy
 
 _LEAST = 1e-30
 
 
-class Levels(Protocol):
-    """A level and the next finer one, by their names."""
-
-    @property
-    def parent(self) -> str: ...  # noqa: D102
-
-    @property
-    def child(self) -> str: ...  # noqa: D102
-
-
-Level = TypeVar("Level", bound=Levels)
+Level = TypeVar("Level", "Tie", "Hierarchy")
 
 
 class Tie(BaseModel):

@@ -76,7 +76,7 @@ def labels_to_hide(names: Sequence[str], spec: LatentSpec) -> tuple[Told, ...]:
 
 def independence(z_nd: Tensor, batch: MiniBatch, told: Sequence[Told]) -> Tensor:
     """Scalar: sum of the squared distance correlations with each of the labels, over cells that have all labels."""
-    terms = []
+    terms, everyones_nd = [], of_all_processes(z_nd)[:_MOST]
     for label in told:
         labels_n = batch.values_nc[:, label.column] if label.is_value else batch.codes_nl[:, label.column]
         known_n = ~labels_n.isnan() if label.is_value else labels_n >= 0
@@ -86,12 +86,12 @@ def independence(z_nd: Tensor, batch: MiniBatch, told: Sequence[Told]) -> Tensor
             codes_n = batch.codes_nl[:, column]
             known_n = known_n & (codes_n >= 0)
             strata_n = strata_n * size + codes_n.clamp(min=0)
-        labels_n, strata_n = torch.nan_to_num(labels_n), torch.where(known_n, strata_n, -1)
-        everyones = [of_all_processes(each)[:_MOST] for each in (z_nd, labels_n, strata_n)]
-        gap_nn = everyones[1][:, None] - everyones[1]
-        apart_nn = gap_nn.abs() if label.is_value else gap_nn != 0
-        places_nd = everyones[0] / spread(everyones[0], everyones[2] >= 0)
-        terms.append(distance_correlation(places_nd, apart_nn.to(z_nd.dtype), everyones[2]))
+        labels_n = of_all_processes(torch.nan_to_num(labels_n))[:_MOST]
+        strata_n = of_all_processes(torch.where(known_n, strata_n, -1))[:_MOST]
+        gap_nn = labels_n[:, None] - labels_n
+        apart_nn = (gap_nn.abs() if label.is_value else gap_nn != 0).to(z_nd.dtype)
+        places_nd = everyones_nd / spread(everyones_nd, strata_n >= 0)
+        terms.append(distance_correlation(places_nd, apart_nn, strata_n))
     return torch.stack(terms).sum()
 
 

@@ -105,8 +105,7 @@ class Objective:
             terms["diffusion"] = config.diffusion * output.diffusion_error
         if self.hidden:
             unsupervised_nd = posterior.mean_nd[:, self.spec.num_supervised_continuous :]
-            if unsupervised_nd.dtype != torch.float64:
-                unsupervised_nd = unsupervised_nd.float()
+            unsupervised_nd = unsupervised_nd.to(torch.promote_types(unsupervised_nd.dtype, torch.float32))
             weight = config.independence * warmed_up(step, config.independence_warmup_steps)
             terms["independence"] = weight * independence(unsupervised_nd, batch, self.hidden)
         if config.clustering > 0 and len(self.spec.discrete) > self.spec.num_supervised_discrete:

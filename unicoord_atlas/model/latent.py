@@ -47,7 +47,7 @@ class LatentSpec(BaseModel):
     num_diffusion: int = 0
     """The first so many of the unsupervised continuous dimensions."""
     refinements: tuple[Refinement, ...] = ()
-    """Discrete dimensions that refine others, coarse ones before those that refine them."""
+    """Discrete dimensions that refine others, coarse ones first (of two above one, the last has its sums)."""
 
     @model_validator(mode="after")
     def _check(self) -> LatentSpec:

@@ -89,7 +89,6 @@ def prepare(
         labels.append(folded)
     titles, values = continuous_values(obs, obsm or {}, config.latent.continuous)
     scales = [_known(title, column[training]) for title, column in zip(titles, values.T, strict=True)]
-    latent = _latent_spec(config, labels, titles, scales)
     facts = LabelFacts(
         tuple(torch.tensor(label.counts, dtype=torch.float32) for label in labels),
         tuple(float((codes[training, number] >= 0).mean()) for number in range(len(labels))),
@@ -100,9 +99,9 @@ def prepare(
         hierarchy_between(levels, labels[at[p]], labels[at[c]], codes[training, at[p]], codes[training, at[c]])
         for p, c in levels.trees
     )
-    if config.latent.conditional:
-        ties = tuple(_refinement(tree, at) for tree in reversed(finest_first(hierarchies)))
-        latent = latent.model_copy(update={"refinements": ties})
+    coarse_first = reversed(finest_first(hierarchies))
+    ties = tuple(_refinement(tree, at) for tree in coarse_first) if config.latent.conditional else ()
+    latent = _latent_spec(config, labels, titles, scales, ties)
     columns = CellColumns(size_factors.astype(np.float32), _source_codes(schema, obs), codes, values)
     tables = {key: tuple(map(str, table.columns)) for key, table in (obsm or {}).items()}
     return Preparation(training, validation, columns, tuple(labels), latent, facts, hierarchies, levels.remarks, tables)
@@ -194,7 +193,11 @@ def _known(title: str, values_n: NDArray[np.float32]) -> _Known:
 
 
 def _latent_spec(
-    config: RunConfig, labels: list[LabelColumn], titles: tuple[str, ...], scales: list[_Known]
+    config: RunConfig,
+    labels: list[LabelColumn],
+    titles: tuple[str, ...],
+    scales: list[_Known],
+    ties: tuple[Refinement, ...],
 ) -> LatentSpec:
     discrete = [DiscreteLatent(name=label.name, num_categories=len(label.categories)) for label in labels]
     discrete += [
@@ -209,7 +212,12 @@ def _latent_spec(
         ContinuousLatent(name=f"unsupervised_{number}", supervised=False)
         for number in range(config.latent.unsupervised_continuous)
     ]
-    return LatentSpec(discrete=tuple(discrete), continuous=tuple(continuous), num_diffusion=config.num_diffusion)
+    return LatentSpec(
+        discrete=tuple(discrete),
+        continuous=tuple(continuous),
+        num_diffusion=config.num_diffusion,
+        refinements=ties,
+    )
 
 
 def _refinement(tree: Hierarchy, at: Mapping[str, int]) -> Refinement:
