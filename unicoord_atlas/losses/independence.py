@@ -10,7 +10,8 @@ labels:
 
 A and B are the U-centred distances of the means and of the labels: 0 or 1 between classes, |a - b| between values.
 It is 0 on average where both are independent, and at most 1, whatever the units.  Pairs are those of a whole minibatch,
-of all processes together, so that several learn what one does; of a step's accumulated parts each has its own pairs.
+of all processes together, so that several learn what one does while it has 512 cells at most: of more the first are
+taken, process by process.  Of a step's accumulated parts each has its own pairs.
 Source: Szekely & Rizzo 2014, "Partial distance correlation with methods for dissimilarities", equations 3.1 to 3.3.
 Shapes: n cells, d unsupervised dimensions, l labels, c continuous labels.
 """
