@@ -174,6 +174,7 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
     first_cells = _shuffled(store, prepared, config, batch_size, ALONE)
     profile = profile_of(first_cells, store.schema.measured_sg(), store.normalization)
     model = build_model(config, store.schema, store.normalization, prepared, genes, profile).to(accelerator.device)
+    objective = build_objective(config, model, prepared, accelerator.device)  # it may refuse a label
     accelerator.wait_for_everyone()  # all have seen that the run directory is free, or theirs
     if accelerator.is_main_process:
         claim(options.out, store, config)
@@ -191,7 +192,7 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
         stream = DeviceFeed(training, accelerator.device)
     return Training(
         model,
-        build_objective(config, model, prepared, accelerator.device),
+        objective,
         stream,
         _in_order(store, prepared, prepared.validation_rows, partition) if len(prepared.validation_rows) else None,
         config.train,

@@ -19,7 +19,7 @@ from cells import write_cells
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.coordinate_changes import Changes
-from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
+from unicoord_atlas.errors import AlreadyDone, ConfigError, DataError, UsageError
 from unicoord_atlas.generate import Generation
 from unicoord_atlas.jobs import (
     build_graph,
@@ -361,8 +361,9 @@ def test_recover_counts_finds_the_integers():
 
 
 def test_a_refused_run_leaves_nothing_behind(folder, tmp_path):
-    with pytest.raises(UsageError, match="organ"):
-        train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / "run", config('latent.discrete=["organ"]')))
+    for wrong, error in (("latent.discrete", UsageError), ("loss.independent_of", ConfigError)):
+        with pytest.raises(error, match="organ"):
+            train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / "run", config(f'{wrong}=["organ"]')))
     assert not (tmp_path / "run").exists()
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="no run"):
