@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import anndata
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from unicoord_atlas.columns import require_column
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
 from unicoord_atlas.gene_sets.activities import activity_table
 from unicoord_atlas.loaders.object_address import object_address
+from unicoord_atlas.loaders.soma_address import is_soma
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
 
+from .console_text import one_line, plain_console
 from .workdir import finished_directory
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def run(options: ActivitiesOptions) -> dict[str, Any]:
 
 def _scores_and_types(options: ActivitiesOptions) -> tuple[pd.DataFrame, pd.Series]:
     is_local = (options.cells / MANIFEST).exists() and (options.cells / "X" / "data").exists()
-    if is_local or object_address(options.cells) is not None:
+    if is_local or is_soma(options.cells) or object_address(options.cells) is not None:
         store = open_store(options.cells)
         table, obs = store.obsm(options.key), store.obs([options.label])
     else:
@@ -86,5 +87,5 @@ def _of_anndata(options: ActivitiesOptions) -> tuple[Any, pd.DataFrame]:
 def _show(top: dict[str, list[str]], label: str) -> None:
     table = Table(label, "most active sets")
     for name, sets in top.items():
-        table.add_row(name, "; ".join(sets))
-    Console(stderr=True).print(table)
+        table.add_row(one_line(name), one_line("; ".join(sets)))
+    plain_console().print(table)

@@ -42,7 +42,7 @@ def run(options: BrowseOptions) -> None:
         ) from None
     with _listening(options.host, options.port) as listener:
         browsed = open_browsed(options.path)
-        app = make_app(browsed, {*LOOPBACK, options.host, *options.names})
+        app = make_app(browsed, {*LOOPBACK, options.host.lower(), *(name.lower() for name in options.names)})
 
         class Server(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -12,7 +12,6 @@ import anndata
 import numpy as np
 import pandas as pd
 import zarr
-from rich.console import Console
 from tqdm import tqdm
 
 from unicoord_atlas.allocator import give_back_freed_memory
@@ -34,6 +33,7 @@ from unicoord_atlas.neighbors.highly_variable import highly_variable
 from unicoord_atlas.neighbors.knn import Metric, unit_rows
 
 from .amend_store import ADDITIONS, amended_store, check_amendment, finish_amendment
+from .console_text import plain_console
 from .dask_client import pieces_runner
 from .dask_job import is_worker, work_until_done
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from rich.console import Console
 
     from unicoord_atlas.neighbors.pca import Components
 
@@ -95,7 +96,7 @@ def run(options: BuildGraphOptions, console: Console | None = None) -> dict[str,
     UnicoordError
         Naming the store, the value and the way out.
     """
-    console = console or Console(stderr=True)
+    console = console or plain_console()
     if not is_worker(options.dask):  # else the driver may be at it
         finish_amendment(options.store, PART)
     store = open_store(options.store)

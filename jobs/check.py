@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from unicoord_atlas.loaders.manifest import damaged, read_manifest, size_fault
 from unicoord_atlas.loaders.store_files import open_files
 
+from .console_text import plain_console
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from rich.console import Console
 
 
 def run(path: Path, console: Console | None = None) -> dict[str, Any]:
@@ -34,6 +36,6 @@ def run(path: Path, console: Console | None = None) -> dict[str, Any]:
     if faults:
         raise damaged(files, faults)
     num_bytes = sum(entry["bytes"] for entry in expected.values())
-    console = console or Console(stderr=True)
+    console = console or plain_console()
     console.print(f"{files.uri}: whole; {len(expected):,} files, {num_bytes / 1e6:,.1f} MB", soft_wrap=True)
     return {"path": files.uri, "files": len(expected), "bytes": num_bytes}

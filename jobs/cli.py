@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -24,8 +26,8 @@ from .command_line import (
     PartOption,
     cache_of,
     finish,
-    one_line,
 )
+from .console_text import one_line
 from .convert_command import add_convert
 from .evaluate_command import EvaluateGroup, add_mapped
 from .figure_command import add_figure
@@ -41,6 +43,7 @@ from .train_command import add_train
 
 _ONE_OF_SEVERAL = "TORCHELASTIC_RUN_ID"
 _TYPER_USAGE = 2
+_OPEN_FILES = 65_536
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -226,6 +229,7 @@ add_simulate(app)
 def main() -> None:
     """Entry point: runs a command and turns errors into one line and an exit code."""
     share_one_heap()
+    _allow_many_files()
     code = run_command(app)
     if _ONE_OF_SEVERAL in os.environ:
         # Threads of gloo that outlive their group abort a process that ends on a busy machine: it would seem to fail.
@@ -233,6 +237,14 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _allow_many_files() -> None:
+    """An atlas of hundreds of sources or shards holds more open than the usual 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def run_command(command: Callable[[], Any]) -> int:
@@ -258,6 +270,8 @@ def _code_of(command: Callable[[], Any]) -> int:
         return error.exit_code
     except AlreadyDone as done:
         print(f"unicoord-atlas: {done}", file=sys.stderr)
+        if "--json" in sys.argv and os.environ.get("RANK", "0") == "0":
+            print(json.dumps({"out": str(done.out), "already_done": True}))
     except SystemExit as stop:  # typer ends every command so; 2 is its code for usage
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         return UsageError.exit_code if code == _TYPER_USAGE else code

@@ -21,8 +21,6 @@ DaskOption = Annotated[
     str | None,
     typer.Option("--dask", help="Have the workers of a Dask cluster do the parts.", metavar="local:N|ADDRESS"),
 ]
-_LONGEST = 1500
-"""Letters of a message: a name may have a million."""
 PartOption = Annotated[
     str | None,
     typer.Option(
@@ -92,13 +90,6 @@ def finish(result: dict[str, Any], as_json: bool) -> None:
     ):
         if key in result:
             print(f"wrote {result[key]}", file=sys.stderr)
-
-
-def one_line(text: str) -> str:
-    """A message as one line that a terminal shows as it is: names in it come from files, and may be anything."""
-    words = " ".join(text.split("\n"))
-    safe = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words)
-    return safe if len(safe) <= _LONGEST else f"{safe[: _LONGEST - 500]} ... {safe[-500:]}"
 
 
 def listed(text: str | None) -> list[str]:

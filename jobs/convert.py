@@ -17,7 +17,7 @@ from unicoord_atlas.loaders.object_address import shown
 from unicoord_atlas.loaders.soma_address import is_soma
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.store_files import open_files, open_zarr
-from unicoord_atlas.loaders.zarr_copy import copy_to_zarr, require_equal
+from unicoord_atlas.loaders.zarr_copy import Unequal, copy_to_zarr, require_equal
 
 from .workdir import finished_directory, require_local
 
@@ -49,7 +49,7 @@ class AddLatentsOptions:
 
 
 def run(options: ConvertOptions) -> dict[str, Any]:
-    """Write `out`, then read both through and compare; what is not equal is removed.
+    """Write `out`, then read both through and compare; what was not equal when it was written is removed.
 
     Raises
     ------
@@ -73,8 +73,9 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     with _bar("compare", store) as bar:
         try:
             require_equal(store, open_store(options.out), bar.update)
-        except DataError:
-            shutil.rmtree(options.out)
+        except Unequal:
+            if not already:  # what was finished before may be the only copy by now, and what changed, the other
+                shutil.rmtree(options.out)
             raise
     return {"converted": str(options.out), **counts, "already_done": already}
 

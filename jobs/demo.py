@@ -15,7 +15,6 @@ import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from rich.console import Console
 from rich.table import Table
 
 from unicoord_atlas.columns import label_codes, label_column
@@ -24,6 +23,7 @@ from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.training.finish import macro_f1
 
 from . import export_latents, export_reference, ingest, map_query, train
+from .console_text import plain_console
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,7 +146,7 @@ def _score(mapped: anndata.AnnData) -> dict[str, float]:
         table.add_row(name, str(inside.sum()), f"{(predicted[inside] == code).mean():.0%}")
     scores = {"accuracy": float((truth == predicted).mean()), "macro_f1": macro_f1(truth, predicted)}
     table.add_row("all", str(len(truth)), f"{scores['accuracy']:.0%}", style="bold")
-    Console(stderr=True).print(table)
+    plain_console().print(table)
     return scores
 
 

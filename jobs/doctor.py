@@ -7,12 +7,16 @@ import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 
 from unicoord_atlas.training.precision import bf16_speedup
+
+from .console_text import plain_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _PACKAGES = ("unicoord-atlas", "torch", "zarr", "anndata", "accelerate", "tiledbsoma", "dask", "numpy")
 
@@ -28,7 +32,7 @@ def run(console: Console | None = None) -> dict[str, Any]:
         "cpu_bf16_speedup": round(bf16_speedup(), 2),
         "free_disk_gib": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
     }
-    console = console or Console(stderr=True)
+    console = console or plain_console()
     for name, value in facts.items():
         text = ", ".join(f"{key} {version}" for key, version in value.items()) if isinstance(value, dict) else value
         console.print(f"{name}: {text}", highlight=False)

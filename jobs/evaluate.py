@@ -10,6 +10,7 @@ import pandas as pd
 
 from unicoord_atlas import evaluation
 from unicoord_atlas.calls import UNASSIGNED
+from unicoord_atlas.columns import require_column
 from unicoord_atlas.errors import DataError, UsageError
 
 from .evaluate_tables import write_evaluation
@@ -58,10 +59,15 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     check_output(options.out, inputs, settings)
     if not options.truth:
         raise UsageError("--truth: name an obs column")
+    labels = [text.partition("=")[2] or text for text in options.truth]
+    if len(set(labels)) < len(labels):
+        raise UsageError(f"--truth {','.join(options.truth)}: one truth for each label; evaluate the other by itself")
     adata = read_mapped(options.mapped)
     facts = adata.uns.get("unicoord")
     if facts is None or "categories" not in facts:
         raise DataError(f"{options.mapped}: map-query did not write it; give the file that it wrote")
+    if options.batch:
+        require_column(adata.obs, options.batch)
     found = [_evaluated(adata, facts, text, options) for text in options.truth]
     dims = [str(name) for name in facts["dims"]]
     coordinates = np.asarray(adata.obsm["X_unicoord"], np.float32)
@@ -134,6 +140,9 @@ def _truth(obs: pd.DataFrame, column: str, label: str, options: EvaluateOptions)
             raise DataError(f"{options.label_map}: it needs the columns column, label and {label}")
         rows = table[table["column"] == column]
         names = dict(zip(rows["label"], rows[label], strict=True))
+        if len(rows.groupby(["label", label])) > len(names):  # rows of several sources; a query is one
+            twice = rows[["label", label]].drop_duplicates()["label"].mode()[0]
+            raise DataError(f"{options.label_map}: {column} {twice!r} has several names; keep those of this query")
         values = values.map(lambda name: names.get(name, name), na_action="ignore")
     result: NDArray[np.str_] = values.fillna(UNLABELLED).to_numpy(str)
     return result
@@ -195,6 +204,4 @@ def _activities(
 def _mixing(adata: anndata.AnnData, label: str, batch: str) -> dict[str, float]:
     from .evaluate_mixing import mixing  # late: jax takes seconds, and is an extra
 
-    if batch not in adata.obs:
-        raise UsageError(f"--batch {batch}: obs has no such column; it has: {', '.join(map(str, adata.obs.columns))}")
     return mixing(np.asarray(adata.obsm["X_unicoord_bio"], np.float32), adata.obs[label], adata.obs[batch])

@@ -11,12 +11,16 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from .console_text import one_line
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+mpl.rcParams["text.parse_math"] = False  # a $ in the name of a type begins no formula
 
 _GAP = 0.02
 _LONGEST = 50
@@ -28,7 +32,8 @@ _COLORS = plt.get_cmap("tab20")
 def draw_confusion(confusion: pd.DataFrame, label: str, path: Path) -> None:
     """Shares of each true class by predicted class."""
     shares = confusion.div(confusion.sum(axis=1), axis=0).to_numpy()
-    predicted, truth = ([short(str(name)) for name in names] for names in (confusion.columns, confusion.index))
+    tables = (confusion.columns, confusion.index)
+    predicted, truth = ([short(one_line(str(name))) for name in names] for names in tables)
     size = 2 + 0.35 * max(confusion.shape)
     room = [0.085 * max(map(len, names)) for names in (truth, predicted)]  # beside and below
     figure, axes = plt.subplots(figsize=(size + 1 + room[0], size + room[1]), layout="constrained")
@@ -76,8 +81,8 @@ def draw_flow(flow: pd.DataFrame, label: str, path: Path) -> None:
                 axes.fill_between(x, below, below + width, color=_COLORS(i % 20), alpha=0.6, linewidth=0)
                 used_left[i] += width
                 used_right[j] += width
-    _name(axes, left, counts.sum(axis=1), [str(name) for name in flow.index], -0.02, "right")
-    _name(axes, right, counts.sum(axis=0), [str(name) for name in flow.columns], 1.02, "left")
+    _name(axes, left, counts.sum(axis=1), [one_line(str(name)) for name in flow.index], -0.02, "right")
+    _name(axes, right, counts.sum(axis=0), [one_line(str(name)) for name in flow.columns], 1.02, "left")
     axes.set(title=f"{label}: labels of the query and predictions", xlim=(-0.45, 1.45))
     axes.invert_yaxis()
     axes.axis("off")

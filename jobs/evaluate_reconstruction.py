@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
@@ -17,6 +17,7 @@ from unicoord_atlas.query import QueryBatches
 from unicoord_atlas.reconstruction import Reconstruction, reconstruction
 from unicoord_atlas.reference import ReferenceModel
 
+from .console_text import one_line, plain_console
 from .evaluate import UNLABELLED
 from .workdir import check_output, describe_input, finished_directory, write_json
 
@@ -24,12 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from unicoord_atlas.batch import MiniBatch
     from unicoord_atlas.loaders.query_cells import QueryCells
-    from unicoord_atlas.loaders.sources import InputKind
 
 _CELLS = 256
 """Of a minibatch, which is dense over the genes while it is compared: 90 MB at 43,878 genes."""
@@ -45,7 +44,6 @@ class EvaluateReconstructionOptions:
     by: str | None = None
     """obs column: also group by group."""
     layer: str | None = None
-    input: InputKind = "counts"
     gene_table: Path | None = None
 
 
@@ -62,11 +60,11 @@ def run(options: EvaluateReconstructionOptions) -> dict[str, Any]:
     from .reconstruction_figure import draw_reconstruction  # late: matplotlib is an extra
 
     table = describe_input(options.gene_table) if options.gene_table else None
-    settings = {"by": options.by, "layer": options.layer, "input": options.input, "gene_table": table}
+    settings = {"by": options.by, "layer": options.layer, "gene_table": table}
     inputs = [options.cells, options.reference]
     check_output(options.out, inputs, settings)
     reference = ReferenceModel.load(options.reference)
-    with open_query(options.cells, options.layer, options.input) as source:
+    with open_query(options.cells, options.layer, reference.normalization.input) as source:
         if not source.n_obs:
             raise DataError(f"{options.cells}: holds no cells")
         groups = _groups(source, options)
@@ -112,7 +110,16 @@ def _compare(
                 yield batch
                 bar.update(len(batch))
 
-    return reconstruction(reference.model, shown(), reference.normalization.mean_g[own], measured_g), measured_g
+    return reconstruction(reference.model, shown(), _mean_profile(reference)[own], measured_g), measured_g
+
+
+def _mean_profile(reference: ReferenceModel) -> NDArray[np.float64]:
+    """(g,) mean of each gene over the cells whose source measured it; 0 where none did."""
+    cells_s = np.array([source.num_cells for source in reference.schema.sources], np.float64)
+    share_g = cells_s @ reference.schema.measured_sg() / max(1.0, cells_s.sum())
+    mean_g = reference.normalization.mean_g
+    result: NDArray[np.float64] = np.divide(mean_g, share_g, out=np.zeros_like(mean_g), where=share_g > 0)
+    return result
 
 
 def _genes(reference: ReferenceModel, found: Reconstruction, measured_g: NDArray[np.bool_]) -> pd.DataFrame:
@@ -157,5 +164,5 @@ def _say(by_group: pd.DataFrame, facts: dict[str, Any]) -> None:
     table = Table("group", "cells", "error", "of the mean profile", "explained", title=title)
     for name, row in by_group.iterrows():
         errors = (f"{row['error']:.1f}", f"{row['mean_profile_error']:.1f}", f"{row['explained']:.1%}")
-        table.add_row(str(name), f"{row['cells']:,.0f}", *errors)
-    Console(stderr=True).print(table)
+        table.add_row(one_line(str(name)), f"{row['cells']:,.0f}", *errors)
+    plain_console().print(table)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from unicoord_atlas.errors import ConfigError
 
+from .console_text import one_line, plain_console
 from .workdir import write_json
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def write_evaluation(
         draw_flow(each.flow, each.label, folder / f"{each.label}_flow.png")
     tables = [*(table for each in found for table in _summary(each)), *([_mixing_table(mixing)] if mixing else [])]
     with (folder / "summary.txt").open("w", encoding="utf-8") as file:
-        for console in (Console(file=file, width=_WIDTH), Console(stderr=True)):
+        for console in (plain_console(file=file, width=_WIDTH), plain_console()):
             for table in tables:
                 console.print(table)
 
@@ -76,7 +76,7 @@ def _summary(each: LabelEvaluation) -> list[Table]:
     classes = Table("class", "precision", "recall", "F1", "cells", "predicted", title=f"{each.label}: by class")
     for name, row in each.classes.iterrows():
         shares = [f"{row[key]:.3f}" for key in ("precision", "recall", "f1")]
-        classes.add_row(str(name), *shares, f"{int(row['cells']):,}", f"{int(row['predicted']):,}")
+        classes.add_row(one_line(str(name)), *shares, f"{int(row['cells']):,}", f"{int(row['predicted']):,}")
     return [overall, classes]
 
 

@@ -52,7 +52,7 @@ def run(options: FigureOptions) -> dict[str, Any]:
     if (options.kind in SWEPT) != bool(options.how.changes.sweeps):
         raise UsageError(f"figure {options.kind}: {'say' if options.kind in SWEPT else 'it takes no'} --sweep")
     reference = ReferenceModel.load(options.reference)
-    with open_source(options.cells, options.layer) as source:
+    with open_source(options.cells, options.layer, reference.normalization.input) as source:
         require_cells(source.n_obs, options.cells)
         if options.by not in source.obs:
             raise UsageError(f"--by {options.by}: obs has no such column; it has: {', '.join(source.obs.columns)}")

@@ -18,6 +18,8 @@ from unicoord_atlas.training.metrics import read_metrics
 if TYPE_CHECKING:
     from pathlib import Path
 
+mpl.rcParams["text.parse_math"] = False  # a $ in the name of a type begins no formula
+
 
 def draw_demo(folder: Path) -> list[Path]:
     """Both figures of the demo."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from unicoord_atlas.errors import DataError
+from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.query_cells import open_query
 from unicoord_atlas.query import QueryBatches
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.training.fine_tune import changed_tensors, fit_class, with_class
 
 from .map_query import require_cells
+from .reference_cells import copy_cells
 from .workdir import check_output, finished_directory
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ def run(options: FineTuneOptions) -> dict[str, Any]:
     settings = {"label": options.label, "name": options.name, "epochs": options.epochs}
     inputs = [options.query, options.reference]
     check_output(options.out, inputs, settings)
+    if options.epochs < 1:
+        raise UsageError(f"--epochs {options.epochs}: at least 1")
     reference = ReferenceModel.load(options.reference)
-    with open_query(options.query) as source:
+    with open_query(options.query, input=reference.normalization.input) as source:
         require_cells(source.n_obs, options.query)
         batches = QueryBatches(source, reference.schema, reference.normalization, _BATCH)
         tuned = with_class(reference, options.label, options.name, source.n_obs)
@@ -50,4 +53,5 @@ def run(options: FineTuneOptions) -> dict[str, Any]:
         )
     with finished_directory(options.out, inputs, settings) as partial:
         tuned.save(partial)
+        copy_cells(options.reference, partial)
     return {"reference": str(options.out), "errors": [errors[0], errors[-1]], "frozen_weights": "bit-equal"}

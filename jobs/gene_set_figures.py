@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from unicoord_atlas.gene_sets.selection import Groups
 
+mpl.rcParams["text.parse_math"] = False  # a $ in the name of a type begins no formula
+
 _LONGEST = 60
 
 

@@ -76,8 +76,9 @@ def run(options: GenerateOptions) -> dict[str, Any]:
         facts = {"reference": options.reference.name, **start.facts}
         inputs = [path for path in (options.cells, options.reference) if path]
         uns = provenance(start.how, facts)
+        settings = {**uns, "num": options.num, "steps": options.steps, "layer": options.layer}
         with (
-            _output(options.out, inputs, uns) as partial,
+            _output(options.out, inputs, settings) as partial,
             growing_writer(partial, len(reference.own_genes)) as writer,
             tqdm(desc="generate", unit="cell", unit_scale=True, disable=not sys.stderr.isatty()) as bar,
         ):
@@ -102,7 +103,7 @@ def _start(options: GenerateOptions, reference: ReferenceModel) -> Iterator[Star
         points, obs = choose_seeds(reference, options.like, options.num, options.how.seed)
         yield Start([points], obs, {"like": dict(options.like)}, also_like(options.how, options.like))
         return
-    with open_source(options.cells, options.layer) as source:
+    with open_source(options.cells, options.layer, reference.normalization.input) as source:
         require_cells(source.n_obs, options.cells)
         if options.between is not None:
             yield _start_between(options, reference, source)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from unicoord_atlas.gene_names import KEY_WORDS, gene_names
@@ -16,10 +15,13 @@ from unicoord_atlas.loaders.sources import content_of
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
 
+from .console_text import plain_console
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
+    from rich.console import Console
 
     from unicoord_atlas.schema import LabelColumn
 
@@ -39,7 +41,7 @@ def run(path: Path, console: Console | None = None) -> dict[str, Any]:
     """
     is_store = object_address(path) is not None or is_soma(path) or (path / MANIFEST).exists()
     found = _store(path) if is_store else _file(path)
-    _show(found, console or Console(stderr=True))
+    _show(found, console or plain_console())
     return found
 
 
@@ -69,8 +71,8 @@ def _file(path: Path) -> dict[str, Any]:
     file = open_file(path)
     try:
         matrices = {name: _matrix(file, name) for name in file.matrix_names}
-        obs = file.obs()
-        names = gene_names(file.var(file.matrix_names[0] if file.matrix_names else "X"))
+        first = file.matrix_names[0] if file.matrix_names else "X"
+        obs, names = file.obs(first), gene_names(file.var(first))
         return {
             "path": str(path),
             "format": file.format,

@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from rich.console import Console
 from tqdm import tqdm
 
 from unicoord_atlas.allocator import give_back_freed_memory
@@ -26,6 +25,7 @@ from unicoord_atlas.loaders.zarr_layout import SOURCE
 from unicoord_atlas.normalization import MAX_FRACTION
 from unicoord_atlas.schema import AtlasSchema, LabelColumn, Source
 
+from .console_text import plain_console
 from .dask_client import dask_client, in_order_on
 from .dask_job import is_worker, work_until_done
 from .ingest_options import IngestOptions
@@ -35,6 +35,8 @@ from .workdir import check_output, scratch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from rich.console import Console
 
     from unicoord_atlas.loaders.write_pass import RunEach
 
@@ -96,11 +98,11 @@ def run(options: IngestOptions, console: Console | None = None) -> dict[str, Any
     UnicoordError
         Naming the file, the value and the way out.
     """
-    console = console or Console(stderr=True)
+    console = console or plain_console()
     if options.format == "soma":
         tiledbsoma()  # said before hours of reading if it is not installed
     rules = LabelRules.of(options.labels, options.label_map, options.unlabelled, options.allow_missing_labels)
-    paths = find_sources(options.sources)
+    paths = find_sources(options.sources, options.out)
     inputs = [*paths, *options.files()]
     try:
         if options.out is not None and not options.dry_run:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from unicoord_atlas.calls import CallRule
-from unicoord_atlas.coordinates import annotated, facts_of, named_columns
+from unicoord_atlas.coordinates import annotated, facts_of, named_columns, with_free_names
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.genes import read_gene_table
 from unicoord_atlas.loaders.cell_names import with_python_names
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from unicoord_atlas.coordinates import Table
-    from unicoord_atlas.loaders.sources import InputKind
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ class MapQueryOptions:
     probabilities: bool = False
     csv: Path | None = None
     layer: str | None = None
-    input: InputKind = "counts"
     gene_table: Path | None = None
     rule: CallRule = field(default_factory=CallRule)
     min_coverage: float = 0.3
@@ -69,16 +68,17 @@ def run(options: MapQueryOptions) -> dict[str, Any]:
     require_suffix(options.out)
     if options.csv and (options.part or options.dask):
         raise UsageError(f"--csv {options.csv}: for one process only; the table is obs of {options.out}")
+    reference = ReferenceModel.load(options.reference)
+    held = reference.normalization.input
     if options.dask is not None:
-        with open_query(options.query, options.layer, options.input) as source:
+        with open_query(options.query, options.layer, held) as source:
             require_cells(source.n_obs, options.query)
         return run_in_parts(options.dask, run, options, source.n_obs)
-    reference = ReferenceModel.load(options.reference)
     if options.part is None:
         for path in (options.out, options.csv):
             if path and path.exists():
                 raise DataError(f"{path} exists; remove it or choose another name")
-    with open_query(options.query, options.layer, options.input) as source:
+    with open_query(options.query, options.layer, held) as source:
         require_cells(source.n_obs, options.query)
         if options.part is not None:
             return _run_part(options, options.part, reference, source)
@@ -129,7 +129,7 @@ def _run_part(options: MapQueryOptions, part: Part, reference: ReferenceModel, s
         write_columns(partial, _annotate(options, reference, batches, bare, table_maker(partial)))
 
     def join(parts: Sequence[Path]) -> None:
-        obs = with_columns(source.obs, parts)
+        obs = with_columns(with_free_names(source.obs, reference), parts)
         with table_files(options.out) as files:
             copy_tables(parts, files.make)
             result.update(_finish(options, reference, batches.coverage, obs, files))
@@ -141,7 +141,7 @@ def _run_part(options: MapQueryOptions, part: Part, reference: ReferenceModel, s
 def _settings(options: MapQueryOptions) -> dict[str, Any]:
     """What tells the parts of one mapping from those of another."""
     table = describe_input(options.gene_table) if options.gene_table else None
-    kept = ("probabilities", "layer", "input", "consistent")
+    kept = ("probabilities", "layer", "consistent")
     return {"rule": asdict(options.rule), "gene_table": table, **{name: getattr(options, name) for name in kept}}
 
 
@@ -153,10 +153,10 @@ def _finish(
     mapped_from = {"reference": options.reference.name, "profile_share": coverage.profile_share}
     named = named_columns(reference, files.tables["X_unicoord"], obs.index)
     uns = {"unicoord": facts_of(reference) | mapped_from}
-    write_output(options.out, [options.query, options.reference], obs, named, files.tables, uns)
-    if options.csv:
-        with finished_file(options.csv) as partial:
-            obs.to_csv(partial)
+    with ExitStack() as stack:  # so that both get their names at one moment, when both are whole
+        if options.csv:
+            obs.to_csv(stack.enter_context(finished_file(options.csv)))
+        write_output(options.out, [options.query, options.reference], obs, named, files.tables, uns)
     return {
         "mapped": str(options.out),
         "cells": len(obs),

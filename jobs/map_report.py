@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from unicoord_atlas.calls import NOVEL, UNSURE
+
+from .console_text import one_line, plain_console
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,14 +31,15 @@ def say_predictions(obs: pd.DataFrame, reference: ReferenceModel) -> dict[str, d
         table = Table("class", "cells", "mean confidence", "below 0.5", title=f"{label.name} predicted")
         for name in predictions[label.name]:
             inside = confidence[predicted == name]
-            table.add_row(name, f"{len(inside):,}", f"{inside.mean():.2f}", f"{(inside < LOW_CONFIDENCE).mean():.1%}")
-        Console(stderr=True).print(table)
+            low = (inside < LOW_CONFIDENCE).mean()
+            table.add_row(one_line(name), f"{len(inside):,}", f"{inside.mean():.2f}", f"{low:.1%}")
+        plain_console().print(table)
     return predictions
 
 
 def say_calls(obs: pd.DataFrame, reference: ReferenceModel, rule: CallRule) -> dict[str, Any]:
     """Print how many cells are called at which level, and how many are too strange or not sure enough."""
-    console = Console(stderr=True)
+    console = plain_console()
     if reference.novelty is None:
         console.print("the reference does not know how strange its own cells are: no novelty (export it anew for that)")
     levels = {}

@@ -23,6 +23,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 
+mpl.rcParams["text.parse_math"] = False  # a $ in the name of a type begins no formula
+
 __all__ = ["Line2D", "Normalize", "ScalarMappable", "plt", "save"]
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unicoord_atlas.coordinates import coordinates, require_coordinates_of
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.neighbors.query_knn import query_nearest
 from unicoord_atlas.reference import ReferenceModel
@@ -67,12 +68,12 @@ def _query_points(
     """Names and coordinates of the query: as map-query wrote them, or encoded now."""
     mapped = read_mapped(options.query) if options.query.suffix in (".h5ad", ".zarr") else None
     if mapped is not None and BIO in mapped.obsm:
+        require_coordinates_of(reference, mapped.uns.get("unicoord", {}), options.query)
         return mapped.obs_names.to_numpy(), np.asarray(mapped.obsm[BIO], np.float32)
-    from unicoord_atlas.coordinates import coordinates
     from unicoord_atlas.loaders.query_cells import open_query
     from unicoord_atlas.query import QueryBatches
 
-    with open_query(options.query) as source:
+    with open_query(options.query, input=reference.normalization.input) as source:
         batches = QueryBatches(source, reference.schema, reference.normalization)
         obs = pd.DataFrame(index=source.obs.index)
         encoded = coordinates(reference, batches, obs, False, "encode", measured_g=batches.measured_g)

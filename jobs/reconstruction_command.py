@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -22,17 +22,17 @@ def reconstruction(
     out: Annotated[Path, typer.Option(help="Directory for JSON, tables and a figure.", metavar="DIR")],
     by: Annotated[str | None, typer.Option(help="obs column: also group by group.", metavar="cell_type")] = None,
     layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
-    input: Annotated[Literal["counts", "lognorm"], typer.Option(help="What the cells hold.")] = "counts",
     gene_table: Annotated[Path | None, typer.Option(help="Ensembl ids and symbols.", metavar="TSV")] = None,
     as_json: Json = False,
 ) -> None:
     """Encode and decode cells, and say how much of them comes back: in all, by gene, by group.
 
-    explained is 1 - squared error / squared error of the mean profile of the training cells, summed over the genes
-    that the cells measured; cells that the model was not trained on make it honest.
+    explained is 1 - squared error / squared error of the atlas's mean profile (each gene over the cells whose
+    source measured it), summed over the genes that the cells measured; cells that the model was not trained on make
+    it honest.
     """
     from . import evaluate_reconstruction as job
     from .hub import local_reference
 
-    options = job.EvaluateReconstructionOptions(cells, local_reference(reference), out, by, layer, input, gene_table)
+    options = job.EvaluateReconstructionOptions(cells, local_reference(reference), out, by, layer, gene_table)
     finish(job.run(options), as_json)

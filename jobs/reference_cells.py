@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,15 @@ class ReferenceCells:
         if facts.get("cells") != len(self.points_nb):
             raise DataError(f"{self.folder / INDEX_FACTS}: not of the cells in {LATENTS}; export the reference anew")
         return ListSearch(load_lists(self.folder / INDEX), int(facts["probes"]))
+
+
+def copy_cells(reference: Path, out: Path) -> None:
+    """Bundle the cells of a reference, if it has any, and their index with another of the same coordinates."""
+    if (reference / LATENTS).exists():
+        shutil.copytree(reference / LATENTS, out / LATENTS)
+    for name in (INDEX, INDEX_FACTS):
+        if (reference / name).exists():
+            shutil.copyfile(reference / name, out / name)
 
 
 def write_index(folder: Path, k: int = 15, seed: int = 0) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -46,7 +46,6 @@ def map_query(
     probabilities: Annotated[bool, typer.Option(help="Write the probability of every class to obsm.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write obs, with the predictions, as CSV too.")] = None,
     layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
-    input: Annotated[Literal["counts", "lognorm"], typer.Option(help="What the query holds.")] = "counts",
     gene_table: Annotated[Path | None, typer.Option(help="Ensembl ids and symbols.", metavar="TSV")] = None,
     consistent: Annotated[
         bool, typer.Option(help="Labels of tied levels are decoded together, so that each lies below its parent.")
@@ -84,7 +83,6 @@ def map_query(
         probabilities,
         csv,
         layer,
-        input,
         gene_table,
         CallRule(min_confidence, max_novelty_p),
         min_coverage,

@@ -10,7 +10,6 @@ import anndata
 import numpy as np
 import pandas as pd
 import zarr
-from rich.console import Console
 from tqdm import tqdm
 
 from unicoord_atlas.allocator import give_back_freed_memory
@@ -29,12 +28,14 @@ from unicoord_atlas.neighbors.space_order import split_order
 
 from .amend_store import ADDITIONS, amended_store, finish_amendment
 from .build_graph import PART, PCA_KEY
+from .console_text import plain_console
 from .workdir import finished_directory, scratch_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from rich.console import Console
 
 ORIGINAL_ROW = "original_row"
 """obs column: the row that a cell had in the atlas before."""
@@ -58,7 +59,7 @@ def run(options: ReorderOptions, console: Console | None = None) -> dict[str, An
     UnicoordError
         Naming the store, the value and the way out.
     """
-    console = console or Console(stderr=True)
+    console = console or plain_console()
     if options.out.absolute() == options.store.absolute():
         raise UsageError(f"--out {options.out} is the atlas itself; give the new one another name")
     finish_amendment(options.store, PART)

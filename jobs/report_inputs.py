@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from unicoord_atlas.allocator import give_back_freed_memory
 from unicoord_atlas.config import RunConfig
+from unicoord_atlas.coordinates import require_coordinates_of
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.loaders.cell_names import read_frame
 from unicoord_atlas.loaders.source_files import reading
@@ -202,4 +203,5 @@ def _mapped(path: Path, reference: ReferenceModel) -> anndata.AnnData:
     known = {label.name: list(label.categories) for label in reference.config.labels}
     if {name: list(map(str, names)) for name, names in facts["categories"].items()} != known:
         raise DataError(f"--mapped {path}: mapped onto a reference with other labels than this run's")
+    require_coordinates_of(reference, facts, path)
     return adata

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import zarr
-from rich.console import Console
 from tqdm import tqdm
 
 from unicoord_atlas.columns import label_codes, label_column
@@ -28,6 +27,7 @@ from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
 
 from .amend_store import ADDITIONS, amended_store, check_amendment, finish_amendment
+from .console_text import plain_console
 from .dask_client import pieces_runner
 from .dask_job import is_worker, work_until_done
 from .gene_set_tables import CHOSEN_GMT, Atlas, select_into
@@ -35,6 +35,8 @@ from .workdir import finished_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from rich.console import Console
 
     from unicoord_atlas.loaders.graph_pass import RunPieces
 
@@ -109,7 +111,7 @@ def run(options: SelectGeneSetsOptions, console: Console | None = None) -> dict[
     UnicoordError
         Naming the file, the value and the way out.
     """
-    console = console or Console(stderr=True)
+    console = console or plain_console()
     _require_libraries()
     if not is_worker(options.dask):  # else the driver may be at it
         finish_amendment(options.store, PART)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 
 from unicoord_atlas.allocator import give_back_freed_memory, keep_freed_memory
+from unicoord_atlas.errors import DataError
 from unicoord_atlas.loaders.device_feed import DeviceFeed
 from unicoord_atlas.loaders.graph_pass import moments_of_amounts
 from unicoord_atlas.loaders.in_order import in_order
@@ -46,6 +46,7 @@ from unicoord_atlas.training.run import Training
 from unicoord_atlas.training.signals import Stopped
 
 from .cached_store import open_cached
+from .console_text import plain_console
 from .diffusion import graph_of, latent_table, with_neighbors
 from .full_disk import full_disk_named
 from .label_tables import columns_of_table
@@ -154,6 +155,11 @@ def _finished(out: Path) -> Progress | None:
 
 def prepare_store(store: CellStore, config: RunConfig) -> Preparation:
     """Split, labels and per-cell columns of a store under a run's settings."""
+    if not store.normalization.profile_g.any():
+        raise DataError(
+            f"{store.uri}: each gene makes up over 5 % of some cell's counts, so none is left for size factors; "
+            "ingest with --min-cells above 1, or leave out cells of few counts"
+        )
     latent = config.latent
     keys = [name.removeprefix("obsm:") for name in latent.continuous if name.startswith("obsm:")]
     tables = {key: columns_of_table(store, key) for key in keys}
@@ -276,7 +282,7 @@ def _finish(options: TrainOptions, store: CellStore, prepared: Preparation, run:
 
 def _summary(options: TrainOptions, progress: Progress, metrics: dict[str, float]) -> dict[str, Any]:
     entries = read_metrics(options.out / "metrics.jsonl")
-    Console(stderr=True).print(summary_table(entries, progress.best_epoch, metrics))
+    plain_console().print(summary_table(entries, progress.best_epoch, metrics))
     return {
         "run": str(options.out),
         "epochs": progress.epoch,

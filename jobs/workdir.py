@@ -103,17 +103,17 @@ def check_output(out: Path, inputs: Sequence[Path], config: Mapping[str, Any]) -
 def finished_file(out: Path) -> Iterator[Path]:
     """Yield a hidden sibling with the same suffix, which gets its name at the end; DataError if the name is taken."""
     require_local(out)
-    if out.exists():
-        raise DataError(f"{out} exists already; remove it or choose another name")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.stem}.partial{out.suffix}"
-    with full_disk_named(partial):
+    partial, lock = out.parent / f".{out.stem}.partial{out.suffix}", out.parent / f".{out.name}.lock"
+    with locked(lock), full_disk_named(partial):
         try:
+            if out.exists():
+                raise DataError(f"{out} exists already; remove it or choose another name")
             yield partial
             sync_file(partial)
             partial.rename(out)
         finally:
             partial.unlink(missing_ok=True)
+            lock.rmdir()
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class TableFiles:
 
     def make(self, key: str, num_rows: int, width: int) -> RowFile:
         """A new table; see `coordinates.annotated`."""
-        self.tables[key] = RowFile(self._folder / f"{key}.f32", num_rows, width, "float32")
+        self.tables[key] = RowFile(self._folder / f"{key}.f32", num_rows, width, "float32", durable=False)
         return self.tables[key]
 
 

@@ -71,7 +71,10 @@ class ByteCache:
         with self._room(path, len(data)) as room:
             if room:
                 aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PART}")
-                aside.write_bytes(data)
+                with aside.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())  # an entry that has its name is whole
                 aside.replace(path)
 
     def begin(self, path: Path, num_bytes: int, num_pieces: int) -> Filling | None:

@@ -150,4 +150,4 @@ def _fault(value: np.number, is_counts: bool) -> str:
         return f"{value:g} is negative, so these are no {wanted}; choose another matrix by --layer NAME"
     if value > _LARGEST:
         return f"{value:g} is over {_LARGEST}, too large for a count; choose another matrix by --layer NAME"
-    return f"{value:g} is no whole number; choose another matrix by --layer NAME, or say --input lognorm"
+    return f"{value:g} is no whole number; choose another matrix by --layer NAME, or ingest with --input lognorm"

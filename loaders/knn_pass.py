@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
     from .graph_pass import Rows
 
+    Searches = tuple[tuple[NDArray[np.int64] | None, Search], ...]
+
 _BY_LIST = "by_list.lists"
 _QUERIES = 2_048
 _TUNED_ON, _MEASURED_ON = 500, 2_000
@@ -210,11 +212,13 @@ def _append_neighbors(
     indices.next_row = distances.next_row = min(indices.next_row, distances.next_row)
     progress(distances.next_row)
     left = pieces(task.num_points, distances.next_row, _QUERIES)
-    for found_nk, distances_nk in run(partial(_neighbors_beside_others, task), left):
-        indices.append(found_nk)
-        distances.append(distances_nk)
-        progress(len(found_nk))
-    _searches.cache_clear()  # the lists of a finished pass would stay in memory
+    try:
+        for found_nk, distances_nk in run(partial(_neighbors_beside_others, task), left):
+            indices.append(found_nk)
+            distances.append(distances_nk)
+            progress(len(found_nk))
+    finally:
+        _opened.cache_clear()  # the lists of a finished pass would stay in memory
 
 
 def _neighbors_beside_others(task: KnnTask, rows: Rows) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -240,9 +244,16 @@ def _neighbors_of_piece(task: KnnTask, rows: Rows) -> tuple[NDArray[np.int32], N
     )
 
 
-@lru_cache(maxsize=1)
-def _searches(task: KnnTask) -> tuple[tuple[NDArray[np.int64] | None, Search], ...]:
+def _searches(task: KnnTask) -> Searches:
     """Members and search of each group, opened once a process."""
+    files = (task.points, *(file for group in task.groups for file in (group.members, group.lists) if file))
+    stats = [file.stat() for file in files]
+    return _opened(task, tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats))
+
+
+@lru_cache(maxsize=1)
+def _opened(task: KnnTask, _versions: tuple[tuple[int, ...], ...]) -> Searches:
+    # The versions tell the files from former ones of their names: a process of a cluster sees many graphs.
     points_nd = task.open_points()
     opened: list[tuple[NDArray[np.int64] | None, Search]] = []
     for group in task.groups:

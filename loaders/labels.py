@@ -157,10 +157,11 @@ def join_labels(name: str, parts: Sequence[pd.Categorical]) -> tuple[pd.Categori
 def as_texts(values: pd.Series) -> pd.Categorical:
     """Any column as texts; whole numbers read the same whether a source stores them as integers or floats."""
     categories = values.cat if isinstance(values.dtype, pd.CategoricalDtype) else values.astype("category").cat
-    return _recoded(categories.codes.to_numpy(), [_text(value) for value in categories.categories])
+    return _recoded(categories.codes.to_numpy(), [as_text(value) for value in categories.categories])
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
+    """A value as a text: 1.0 is "1", as 1 is."""
     is_whole_float = isinstance(value, float | np.floating) and float(value).is_integer()
     return str(int(value)) if is_whole_float else str(value)  # type: ignore[call-overload]
 

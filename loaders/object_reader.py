@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unicoord_atlas.errors import DataError
+
 from .array_reader import Part
 from .shard_file import decode_index, index_bytes
 from .shard_reader import ShardReader
@@ -85,7 +87,10 @@ class ObjectShardReader(ShardReader):
 
     def _is_here(self, shard: int) -> bool:
         if shard not in self._shards and (path := self._files.kept_shard(self._file(shard))) is not None:
-            self._shards[shard] = self._map_file(path, shard)
+            try:
+                self._shards[shard] = self._map_file(path, shard)
+            except DataError:
+                path.unlink(missing_ok=True)  # damaged here, on this disk: it is read from the server again
         return shard in self._shards
 
     def _file(self, shard: int) -> str:

@@ -45,7 +45,12 @@ def _take_names(table: pd.DataFrame, source: str) -> pa.Array:
 
 def rename_ours(obs: pd.DataFrame) -> pd.DataFrame:
     """The table with the names that we fill ourselves freed: a source's own `source` becomes `source_in_file`."""
-    return obs.rename(columns={name: f"{name}_in_file" for name in (SOURCE, SIZE_FACTOR)})
+    taken, new = set(obs.columns), {}
+    for name in {SOURCE, SIZE_FACTOR} & taken:
+        new[name] = f"{name}_in_file"
+        while new[name] in taken:  # cells of an atlas that had one, too
+            new[name] += "_in_file"
+    return obs.rename(columns=new)
 
 
 def require_unique_names(path: Path, obs: pd.DataFrame) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from unicoord_atlas.errors import UsageError
+from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.query import Cells
 
 from .in_order import in_order
@@ -100,16 +100,21 @@ def open_query(path: Path, layer: str | None = None, input: InputKind = "counts"
     Raises
     ------
     UsageError
-        If a layer of a store is asked for, or log-normalized values where it holds counts.
+        If a layer of a store is asked for.
     DataError
-        As `open_source` and `open_store`.
+        If a store does not hold `input`, and as `open_source` and `open_store`.
     """
     if object_address(path) is None and not (is_soma(path) or (path / "uns" / UNS / SCHEMA).exists()):
         with open_source(path, layer, input) as source:
             yield source
         return
     store = open_store(path)
-    if layer not in (None, "X") or (input == "lognorm") != store.normalization.log_input:
-        holds = "log-normalized values" if store.normalization.log_input else "counts"
-        raise UsageError(f"{store.uri}: an atlas has one matrix, X, of {holds}; leave out --layer, set --input by it")
+    if layer not in (None, "X"):
+        raise UsageError(f"{store.uri}: an atlas has one matrix, X; leave out --layer")
+    if input != store.normalization.input:
+        names = {"counts": "counts", "lognorm": "log-normalized values"}
+        raise DataError(
+            f"{store.uri}: holds {names[store.normalization.input]}, and the reference was learned from {names[input]};"
+            " give such cells"
+        )
     yield StoreCells(store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,20 +22,23 @@ _STRETCH_BYTES = 1 << 24
 
 
 class RowFile:
-    """(n, width) values, plain bytes; `next_row` rows are there."""
+    """(n, width) values, plain bytes; `next_row` rows are there, and with `durable` still are after a power cut."""
 
-    def __init__(self, path: Path, num_rows: int, width: int, dtype: Any) -> None:
-        self.path = path
+    def __init__(self, path: Path, num_rows: int, width: int, dtype: Any, durable: bool = True) -> None:
+        self.path, self._durable = path, durable
         self._count = path.with_suffix(".rows")
         self.shape = (num_rows, width)
         self.dtype = np.dtype(dtype)
-        self.next_row = int(self._count.read_text()) if self._count.exists() else 0
+        self.next_row = min(int(self._count.read_text()), self._rows_in_file()) if self._count.exists() else 0
 
     def append(self, values: NDArray[Any]) -> None:
         """Put the rows from `next_row` on."""
         with self.path.open("r+b" if self.next_row else "wb") as file:
             file.seek(self.next_row * self.shape[1] * self.dtype.itemsize)
             file.write(np.ascontiguousarray(values, self.dtype).data)
+            if self._durable:
+                file.flush()
+                os.fdatasync(file.fileno())  # before the count says that they are there
         self._reached(self.next_row + len(values))
 
     def put_in_place(self, source: RowFile, places_n: NDArray[np.int64]) -> None:
@@ -44,6 +48,10 @@ class RowFile:
         rows = source.anywhere()
         for start in range(self.next_row, self.shape[0], _ROWS):
             self.append(rows[source_row_n[start : start + _ROWS]])
+
+    def _rows_in_file(self) -> int:
+        row_bytes = self.shape[1] * self.dtype.itemsize
+        return self.path.stat().st_size // row_bytes if row_bytes and self.path.exists() else 0
 
     def _reached(self, next_row: int) -> None:
         self.next_row = next_row

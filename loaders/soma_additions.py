@@ -87,7 +87,7 @@ def put_addition(found: OpenExperiment, part: str, config: Mapping[str, Any], gr
         See `require_free`; nothing is written then.
     """
     require_free(found, part, group)
-    joinids, num_cells = found.joinids(), int(found.matrix.shape[0])
+    joinids, num_cells = found.joinids(), found.experiment.obs.count
     known, added = _known_elements(found, part), _elements(group)
     uri, measurement = found.address.uri, str(found.address.measurement)
     write_record(uri, measurement, part, {}, sorted(known.union(added)), whole=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class SomaFacts:
         try:
             with np.load(path) as saved:
                 parts = {name: saved[name] for name in cls.__dataclass_fields__}
-        except (FileNotFoundError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
             return None
         return cls(**{**parts, "largest": float(parts["largest"])})
 
@@ -69,9 +70,12 @@ class SomaFacts:
         """Write a file that is there whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{secrets.token_hex(4)}.partial")
-        with partial.open("wb") as file:
-            np.savez(file, **asdict(self))
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, **asdict(self))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def cached_facts(array: Any, joinids: NDArray[np.int64], num_genes: int, fingerprint: str) -> SomaFacts:
@@ -80,7 +84,10 @@ def cached_facts(array: Any, joinids: NDArray[np.int64], num_genes: int, fingerp
     facts = SomaFacts.load(path)
     if facts is None:
         facts = measure(array, joinids, num_genes)
-        facts.save(path)
+        try:
+            facts.save(path)
+        except OSError as error:
+            print(f"{path}: cannot be kept ({error.strerror}); the next run measures again", file=sys.stderr)
     return facts
 
 

@@ -21,6 +21,7 @@ from anndata.io import read_elem
 from unicoord_atlas.errors import DataError
 
 from .chunked import open_stretch
+from .labels import as_text
 from .row_matrix import CsrMatrix, RowMatrix, open_matrix
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class SourceFile(Protocol):
         """The genes of one of the matrices; index = gene names."""
         ...
 
-    def obs(self) -> pd.DataFrame:
-        """The cells; index = cell names; text columns are categorical."""
+    def obs(self, name: str, /) -> pd.DataFrame:
+        """The cells of one of the matrices; index = cell names; text columns are categorical."""
         ...
 
     def close(self) -> None:
@@ -71,7 +72,11 @@ def reading(path: Path, what: str) -> Iterator[None]:
         *(OSError, KeyError, TypeError, ValueError, RuntimeError, IndexError),
         *(MemoryError, AttributeError, zlib.error, IORegistryError),
     ) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise DataError(
+                f"{path}: {what}: too many files are open; raise `ulimit -n`, or give fewer files"
+            ) from error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(
                 f"{path}: {what}: the disk is full of temporary files; set TMPDIR to a larger one"
             ) from error
@@ -103,8 +108,8 @@ class AnnDataFile:
         with reading(self.path, place):
             return shared_texts(self._table(place))
 
-    def obs(self) -> pd.DataFrame:
-        """The cells."""
+    def obs(self, _name: str, /) -> pd.DataFrame:
+        """The cells, of whatever matrix."""
         with reading(self.path, "obs"):
             table = self._table("obs")
             for column in table.columns[[dtype.kind == "O" for dtype in table.dtypes]]:
@@ -171,9 +176,8 @@ class TenxFile:
                     columns["feature_types"] = _texts(features["feature_type"])
             return shared_texts(pd.DataFrame(columns, index=pd.Index(symbols, dtype=object)))
 
-    def obs(self) -> pd.DataFrame:
-        """Barcodes and nothing else."""
-        name = self.matrix_names[0]
+    def obs(self, name: str, /) -> pd.DataFrame:
+        """Barcodes and nothing else; in version 2 each genome has its own."""
         with reading(self.path, f"{name}/barcodes"):
             return pd.DataFrame(index=pd.Index(_texts(self._root[name]["barcodes"]), dtype=object))
 
@@ -184,7 +188,7 @@ class TenxFile:
 
 def text_categories(values: pd.Series) -> pd.Categorical:
     """An object column as a categorical of its texts; whatever pandas calls missing stays missing."""
-    texts = values.map(str, na_action="ignore")
+    texts = values.map(as_text, na_action="ignore")
     return pd.Categorical(texts)
 
 

@@ -95,7 +95,7 @@ class FileSource:
     @property
     def obs(self) -> pd.DataFrame:
         """Cells; index = names; text columns are categorical.  Read from the file each time: it can be large."""
-        table = self._file.obs()
+        table = self._file.obs(self.matrix)
         if len(table) != self.n_obs:
             raise DataError(f"{self.path}: {self.matrix} has {self.n_obs} rows, but obs {len(table)} cells")
         return table
@@ -137,8 +137,8 @@ def source_name(path: Path) -> str:
     return path.stem
 
 
-def find_sources(patterns: Sequence[str]) -> list[Path]:
-    """Input files of files, folders and globs, each once, sorted by path.
+def find_sources(patterns: Sequence[str], out: Path | None = None) -> list[Path]:
+    """Input files of files, folders and globs, each once, sorted by path; `out`, the job's own, is none of them.
 
     Raises
     ------
@@ -146,10 +146,11 @@ def find_sources(patterns: Sequence[str]) -> list[Path]:
         If a pattern finds nothing, or two files have the same stem.
     """
     found: set[Path] = set()
+    own = None if out is None else out.absolute()
     for pattern in patterns:
         path = Path(pattern)
         matches = [path] if path.exists() else [Path(match) for match in glob.glob(pattern, recursive=True)]
-        files = [file for match in matches for file in _expand(match)]
+        files = [file for match in matches for file in _expand(match) if file.absolute() != own or file == path]
         if not files:
             raise DataError(f"{pattern}: no .h5ad, .h5 or .zarr found here")
         found.update(files)
@@ -166,7 +167,7 @@ def find_sources(patterns: Sequence[str]) -> list[Path]:
 
 def _expand(path: Path) -> list[Path]:
     if path.is_dir() and not is_zarr(path):
-        return [p for p in path.iterdir() if p.suffix in H5_SUFFIXES or is_zarr(p)]
+        return [p for p in path.iterdir() if p.name[0] != "." and (p.suffix in H5_SUFFIXES or is_zarr(p))]
     return [path]
 
 
@@ -238,7 +239,7 @@ def choose_matrix(file: SourceFile, layer: str | None, input: InputKind) -> str:
     others = [name.removeprefix("layers/") for name in file.matrix_names if name not in held]
     ways = ["--layer NAME" + (f" (one of {', '.join(others)})" if others else "")]
     if input == "counts" and "log-normalized values" in held.values():
-        ways.append("--input lognorm if it is log1p of normalized counts")
+        ways.append("ingest with --input lognorm if it is log1p of normalized counts")
     if input == "lognorm" and "counts" in held.values():
-        ways.append("leave out --input lognorm")
+        ways.append("ingest without --input lognorm")
     raise DataError(f"{file.path}: no {wanted}: {holdings}; {' or '.join(ways)}")

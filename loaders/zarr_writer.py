@@ -58,7 +58,8 @@ class AtlasWriter:
     def __init__(
         self, out: Path, layout: MatrixLayout, first_shard: int = 0, stop_shard: int | None = None, threads: int = 2
     ) -> None:
-        create_matrix(out, layout)
+        if stop_shard is None or not (out / names.INDPTR).exists():
+            create_matrix(out, layout)
         stop_shard = layout.num_shards if stop_shard is None else stop_shard
         while first_shard < stop_shard and is_whole(out, layout, first_shard):
             first_shard += 1
@@ -232,7 +233,7 @@ def is_whole(out: Path, layout: MatrixLayout, shard: int) -> bool:
 
 def create_matrix(out: Path, layout: MatrixLayout) -> None:
     """Metadata of the group and of X, and X/indptr; does nothing where they are."""
-    if (out / names.INDPTR / "c").exists():
+    if (out / names.INDPTR / "c").exists() and _has_indptr(out, layout):
         return
     root = zarr.open_group(
         out, mode="a", zarr_format=3, attributes={"encoding-type": "anndata", "encoding-version": "0.1.0"}
@@ -253,6 +254,14 @@ def create_matrix(out: Path, layout: MatrixLayout) -> None:
             overwrite=True,
         )
     root.create_array(names.INDPTR, data=layout.indptr, chunks=(names.INDPTR_CHUNK,), overwrite=True)
+
+
+def _has_indptr(out: Path, layout: MatrixLayout) -> bool:
+    """Whether all of X/indptr was written: a chunk that a full disk left out would read as 0."""
+    try:
+        return np.array_equal(np.asarray(zarr.open_array(out / names.INDPTR, mode="r")[:]), layout.indptr)
+    except (OSError, ValueError, KeyError, RuntimeError):
+        return False
 
 
 def remove_unfinished(out: Path) -> None:

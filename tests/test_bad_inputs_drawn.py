@@ -23,7 +23,7 @@ from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import ConfigError, DataError
 from unicoord_atlas.jobs.check import run as check
 from unicoord_atlas.jobs.cli import app, run_command
-from unicoord_atlas.jobs.command_line import one_line
+from unicoord_atlas.jobs.console_text import one_line
 from unicoord_atlas.loaders.manifest import read_manifest
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.store_files import open_files

@@ -41,3 +41,10 @@ def test_a_label_without_a_parent_is_called_or_not():
 def test_a_rule_outside_probabilities_is_refused(rule):
     with pytest.raises(UsageError, match="between 0 and 1"):
         CallRule(*rule)
+
+
+def test_a_class_called_unassigned_leaves_the_others_alone():
+    label = LabelColumn(name="cell_type", categories=("B", "unassigned", "vascular"), counts=(1, 1, 1))
+    caller = Caller([label], [], "cell_type", CallRule(min_confidence=0.6, max_novelty_p=0))
+    unsure = np.array([[0.4, 0.3, 0.3], [0.1, 0.1, 0.8]], np.float32)
+    assert named(caller, *caller.call(unsure, None)) == [("unassigned", "unsure"), ("vascular", "cell_type")]

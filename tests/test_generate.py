@@ -13,7 +13,7 @@ from unicoord_atlas import generated, scene
 from unicoord_atlas.coordinate_changes import Changes, Jitter, resolve_changes
 from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.decoded import count_rows, value_rows
-from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.generate import Generation, with_changes
 from unicoord_atlas.jobs import figure, generate
 from unicoord_atlas.loaders import growing_writer
@@ -79,10 +79,16 @@ def test_jitter_is_added_to_the_label_or_else_to_the_encoded_mean():
     assert str(Jitter.parse(" U( -1 , 2 ) ")) == "U(-1,2)"
 
 
-@pytest.mark.parametrize("text", ["0.5", "U(1)", "U(2,1)", "N(-1)", "N(1,2)", "U(a,b)"])
+@pytest.mark.parametrize("text", ["0.5", "U(1)", "U(2,1)", "N(-1)", "N(1,2)", "U(a,b)", "U(0,inf)", "N(nan)"])
 def test_a_jitter_that_cannot_be_read_is_refused(text):
     with pytest.raises(UsageError, match="--jitter"):
         Jitter.parse(text)
+
+
+@pytest.mark.parametrize("wrong", [{"min_value": float("nan")}, {"seed": -1}, {"counts": True, "depth": float("inf")}])
+def test_numbers_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(UsageError, match=r"--(min-value|seed|depth)"):
+        Generation(**wrong)
 
 
 def test_draws_have_each_cell_s_mean_and_variance():
@@ -169,6 +175,9 @@ def test_what_can_be_set_is_listed():
         (Changes({"cell_type": "@missing"}), "wanted, time"),
         (Changes({}, {"day": 1.0}), "time, or one of unsupervised_0 ... unsupervised_2"),
         (Changes({}, {"time": "inf"}), "finite"),
+        (Changes({}, {"time": 1e300}), "finite"),  # infinite in float32
+        (Changes(sweeps={"time": "0:inf:3"}), "finite"),
+        (Changes(sweeps={"time": "nan:1:3"}), "finite"),
         (Changes(sweeps={"time": "0:1"}), "FIRST:LAST:POINTS"),
         (Changes(sweeps={"cell_type": "B:Z:3"}), "B, NK, T"),
         (Changes({}, {"time": 1.0}, sweeps={"time": "0:1:3"}), "leave one"),
@@ -275,6 +284,10 @@ def test_cells_between_two_others_and_like_seeds_are_written(tmp_path):
     made = anndata.read_zarr(tmp_path / "like.zarr")
     assert made.obs["cell_type_generated"].tolist() == ["T"] * 9
     assert (made.X.data == np.rint(made.X.data)).all()
+    with pytest.raises(AlreadyDone):
+        generate.run(like)
+    with pytest.raises(DataError, match=r"like\.zarr"):  # more cells are another output
+        generate.run(replace(like, num=10))
     for wrong, words in (
         (replace(like, cells=tmp_path / "cells.h5ad"), "either"),
         (replace(like, between=("cell9", "cell2")), "--between"),

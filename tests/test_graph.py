@@ -12,6 +12,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 from scanpy.neighbors._connectivity import umap as umap_weights
+from sklearn.neighbors import NearestNeighbors
 from stores import write_store
 from threadpoolctl import threadpool_limits
 
@@ -525,3 +526,29 @@ def test_components_do_not_depend_on_the_threads_of_blas(tmp_path, threads):
             graph_pass.write_scores(store, genes, components, scores, pool, int)
         found.append((components.loadings_gd.tobytes(), scores.rows().tobytes()))
     assert found[0] == found[1]
+
+
+def test_points_of_another_graph_under_the_same_names_are_opened_anew(tmp_path):
+    """A worker of a cluster lives longer than a graph; the files of the next have the names of the last."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(2):
+        points = rng.normal(size=(200, 5)).astype(np.float32)
+        (tmp_path / "points.rows").unlink(missing_ok=True)
+        file = RowFile(tmp_path / "points.f32", *points.shape, np.float32)
+        file.append(points)
+        task = knn_pass.prepare_groups(file, None, 5, "euclidean", 0.95, 0)
+        found.append(knn_pass._neighbors_of_piece(task, (0, 200))[0])
+        expected = NearestNeighbors(n_neighbors=6).fit(points).kneighbors(points, return_distance=False)[:, 1:]
+        np.testing.assert_array_equal(np.sort(found[-1], axis=1), np.sort(expected, axis=1))
+
+
+def test_rows_that_a_power_cut_took_are_not_counted(tmp_path):
+    file = RowFile(tmp_path / "t.f32", 10, 3, np.float32)
+    file.append(np.ones((8, 3)))
+    with (tmp_path / "t.f32").open("r+b") as raw:
+        raw.truncate(5 * 3 * 4 + 2)
+    again = RowFile(tmp_path / "t.f32", 10, 3, np.float32)
+    assert again.next_row == 5
+    again.append(np.full((5, 3), 2))
+    np.testing.assert_array_equal(again.rows(), np.repeat([[1.0], [2.0]], 5, axis=0).repeat(3, axis=1))

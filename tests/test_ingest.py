@@ -274,6 +274,10 @@ def test_own_columns_of_a_source_step_aside(tmp_path):
     assert list(obs["source"]) == ["a", "a"]
     assert list(obs["source_in_file"]) == ["u", "v"]
     assert list(obs["size_factor_in_file"]) == [5, 6]
+    run(IngestOptions([str(tmp_path / "o.zarr")], tmp_path / "again.zarr"))  # an atlas's own columns step aside, too
+    obs = anndata.read_zarr(tmp_path / "again.zarr").obs
+    assert list(obs["source_in_file"]) == ["u", "v"]
+    assert list(obs["source_in_file_in_file"]) == ["a", "a"]
 
 
 def test_labels_are_told_together_or_one_at_a_time(tmp_path):

@@ -159,6 +159,7 @@ def test_padding_weighs_nothing():
     padded = MiniBatch(*(getattr(batch, name) if name != "weights_n" else weights for name in batch.__slots__))
     counts, _ = counts_of_types()
     real = minibatch(counts[:40], batch.codes_nl.numpy()[:40], batch.values_nc.numpy()[:40])
+    assert "independence" not in objective(model(padded), padded, 0, between_cells=False).terms
     for name, value in objective(model(padded), padded, 0).terms.items():
         torch.testing.assert_close(value, objective(model(real), real, 0).terms[name], msg=name)
 
@@ -252,3 +253,28 @@ def test_independence_is_warmed_up():
     assert terms[0] != 0
     torch.testing.assert_close(torch.stack(terms) / terms[3], torch.tensor([0.1, 0.5, 1.0, 1.0]))
     assert "independence" not in _objective(LossConfig())[0](model(batch), batch, 0).terms
+
+
+@pytest.mark.parametrize("log_input", [False, True])
+def test_clusters_are_compared_by_the_cells_that_the_model_sees(log_input):
+    """Of the genes that it looks at, normalized as it normalizes them."""
+    latent = LatentSpec(
+        discrete=(DiscreteLatent(name="u", num_categories=4, supervised=False),),
+        continuous=(ContinuousLatent(name="z", supervised=False),),
+    )
+    spec = NetworkSpec(
+        num_genes=25, latent=latent, model=ModelConfig(hidden=(16, 8)), log_input=log_input, num_atlas_genes=40
+    )
+    torch.manual_seed(0)
+    model = JointVAE(spec)
+    model.start_from(own_genes=torch.arange(25))
+    objective = Objective(
+        LossConfig(clustering=2.0), latent, LabelFacts((), (), torch.zeros(0)), (), 25, torch.device("cpu")
+    )
+    batch = _labelled_batch()
+    output = model(batch)
+    counts = batch.counts.to_dense()[:, :25]
+    x = counts if log_input else torch.log1p(counts * 1e4 / batch.size_factors_n[:, None])
+    expected = 2 * clustering(torch.cdist(x, x), output.posterior.probabilities()[0])
+    torch.testing.assert_close(objective(output, batch, 0).terms["clustering"], expected.detach())
+    assert "clustering" not in objective(output, batch, 0, between_cells=False).terms

@@ -14,6 +14,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 from cells import write_cells
 
@@ -33,9 +34,11 @@ from unicoord_atlas.jobs import (
 )
 from unicoord_atlas.jobs.cli import run_command
 from unicoord_atlas.jobs.demo import recover_counts
+from unicoord_atlas.jobs.fit import fit
 from unicoord_atlas.jobs.parts import Part
+from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.reference import ReferenceModel
-from unicoord_atlas.training import loop
+from unicoord_atlas.training import loop, preparation
 from unicoord_atlas.training.metrics import SPEED, read_metrics
 
 SETTINGS = [
@@ -417,3 +420,77 @@ def test_the_summary_shows_the_exported_epoch_and_the_whole_run():
     assert "epoch 1 of 2" in words and "20 steps in 4.0 min: 175 cells/s, data wait 5.0%" in words
     assert "at most 1.50 GiB of the GPU's memory" in words
     assert "5.0000" in words and "4.0000" in words and "3.5" not in words and "0.9000" in words
+
+
+def test_a_reference_of_log_normalized_cells_maps_such_and_no_counts(folder, tmp_path):
+    cells, counts = (anndata.read_h5ad(folder / f"{name}.h5ad") for name in ("cells", "query"))
+    query = counts.copy()
+    for adata in (cells, query):
+        sc.pp.normalize_total(adata, target_sum=1e4)
+        sc.pp.log1p(adata)
+        del adata.uns["log1p"]
+    reference = fit(cells, ["cell_type"], input="lognorm", settings=["train.epochs=8", "model.hidden=[32,16]"])
+    reference.save(tmp_path / "reference")
+    query.write_h5ad(tmp_path / "query.h5ad")
+    counts.write_h5ad(tmp_path / "counts.h5ad")
+    options = map_query.MapQueryOptions(tmp_path / "query.h5ad", tmp_path / "reference", tmp_path / "mapped.h5ad")
+    map_query.run(options)
+    obs = anndata.read_h5ad(tmp_path / "mapped.h5ad").obs
+    assert (obs["cell_type_predicted"].astype(str) == np.array(["B", "T", "NK"])[obs["truth"]]).mean() > 0.9
+    assert obs["cell_type_predicted"].tolist() == reference.map(query).obs["cell_type_predicted"].tolist()
+    with pytest.raises(DataError, match="no log-normalized values: X holds counts"):
+        map_query.run(replace(options, query=tmp_path / "counts.h5ad", out=tmp_path / "other.h5ad"))
+    with pytest.raises(DataError, match="holds counts, and the reference was learned from log-normalized values"):
+        map_query.run(replace(options, query=folder / "atlas.zarr", out=tmp_path / "other.h5ad"))
+    with pytest.raises(DataError, match="no counts: X holds log-normalized values"):
+        map_query.run(replace(options, reference=folder / "reference", out=tmp_path / "other.h5ad"))
+    assert not (tmp_path / "other.h5ad").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        (["latent.diffusion=3"], ConfigError, "latent.diffusion = 3 is more than"),
+        (['latent.discrete=["time"]', 'latent.continuous=["time"]'], ConfigError, "a name is used twice"),
+        (["latent.discrete=[]"], ConfigError, "no dimension at all"),
+        (["data.validation_by=donr"], UsageError, "no column 'donr'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_told_in_one_line(folder, tmp_path, changes, error, words):
+    settings = RunConfig.load(None, [*SETTINGS, "latent.continuous=[]", *changes])
+    with pytest.raises(error, match=words):
+        train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / "run", settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_whole_groups_are_held_out(folder):
+    store = open_store(folder / "atlas.zarr")
+    obs = store.obs().assign(donor=np.arange(store.n_obs) // 40)
+    training, validation = preparation.split_rows(
+        config("data.validation_by=donor", "data.validation_fraction=0.3"), obs
+    )
+    donors = [set(obs["donor"].iloc[rows]) for rows in (training, validation)]
+    assert donors[0] and donors[1] and not donors[0] & donors[1]
+    assert len(training) + len(validation) == store.n_obs
+
+
+def test_a_run_of_few_steps_exports_what_it_learned(folder, tmp_path):
+    """The average of the weights is what is exported, and was once only begun at the tenth step."""
+    weights = []
+    for number, rate in enumerate(("1e-3", "3e-3")):
+        settings = config("train.epochs=1", "train.batch_size=256", f"train.learning_rate={rate}")
+        train.run(train.TrainOptions(folder / "atlas.zarr", tmp_path / str(number), settings))
+        weights.append((tmp_path / str(number) / "model" / "model.safetensors").read_bytes())
+    assert weights[0] != weights[1]
+
+
+def test_cells_of_so_few_counts_that_no_gene_is_left_are_refused_before_training(tmp_path):
+    counts = np.eye(40, 25, dtype=np.float32)[np.arange(40) % 25]  # a count a cell
+    obs = pd.DataFrame({"cell_type": ["B", "T"] * 20}, index=[f"c{i}" for i in range(40)])
+    adata = anndata.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"G{i}" for i in range(25)]))
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    ingest.run(ingest.IngestOptions([str(tmp_path / "cells.h5ad")], tmp_path / "atlas.zarr", labels=["cell_type"]))
+    options = train.TrainOptions(tmp_path / "atlas.zarr", tmp_path / "run", config("latent.continuous=[]"))
+    with pytest.raises(DataError, match="none is left for size factors"):
+        train.run(options)
+    assert not (tmp_path / "run").exists()

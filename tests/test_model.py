@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cells import counts_of_types, minibatch, sparse_rows
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unicoord_atlas.config import ModelConfig
 from unicoord_atlas.log_normalize import log_normalize
@@ -133,6 +134,26 @@ def test_fused_decode_gives_its_gradients_once(decoding):
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="before"):
         total.backward()
+
+
+def test_fused_decode_computes_no_gradient_that_nobody_asks_for(decoding):
+    x, measured, sources, parameters, weights = decoding
+    target, options = _target(x, measured, sources), DecodeOptions(torch.float64)
+    products = []
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            products.append(function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm))
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for grad in (True, False):
+        products.clear()
+        with torch.set_grad_enabled(grad), Counted():
+            fused_decode_error(*parameters, weights, target, options)
+        counts.append(sum(products))
+    tiles = -(-G // options.tile)
+    assert counts == [4 * tiles, tiles]
 
 
 @pytest.mark.parametrize("relu_gradient", ["y", "y_or_x"])
@@ -421,10 +442,10 @@ def test_the_decoder_gets_known_labels_and_else_what_the_encoder_says():
             DiscreteLatent(name="type", num_categories=3),
             DiscreteLatent(name="free", num_categories=2, supervised=False),
         ),
-        continuous=(ContinuousLatent(name="time", offset=5, scale=2), ContinuousLatent(name="u", supervised=False)),
+        continuous=(ContinuousLatent(name="time"), ContinuousLatent(name="u", supervised=False)),
     )
     said = torch.arange(14.0).reshape(2, 7) / 100
-    given = with_labels(said, torch.tensor([[2], [-1]]), torch.tensor([[math.nan], [9.0]]), spec)
+    given = with_labels(said, torch.tensor([[2], [-1]]), torch.tensor([[math.nan], [2.0]]), spec)
     expected = said.clone()
     expected[0, :3] = torch.tensor([0.0, 0.0, 1.0])
     expected[1, 5] = 2.0

@@ -410,3 +410,17 @@ def test_nothing_else_is_written_to_an_object_store(server, tmp_path):
     with pytest.raises(UsageError, match=r"s3://cells/some/atlas.zarr: this needs the atlas on this machine"):
         build_graph.run(build_graph.BuildGraphOptions(Path(ADDRESS)))
     assert not os.path.exists("s3:")
+
+
+@pytest.mark.slow
+def test_a_shard_that_was_damaged_in_the_cache_is_read_from_the_server_again(server, shards, tmp_path):
+    address = upload(server, shards, "healed", "h.zarr")
+    cache = ByteCache(tmp_path / "cache", 1 << 30)
+    expected, _ = batches(open_store(address, cache))
+    whole = (shards / "X/data/c/0").read_bytes()
+    (kept,) = [path for path in (tmp_path / "cache").glob("*/*") if path.read_bytes() == whole]
+    kept.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    again, _ = batches(open_store(address, cache))
+    for one, other in zip(expected, again, strict=True):
+        assert all(map(np.array_equal, one, other))
+    assert kept.read_bytes() == whole

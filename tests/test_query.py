@@ -96,3 +96,13 @@ def test_what_is_no_count_or_no_gene_is_refused():
         _batches(_query(np.log1p(counts), GENES))
     with pytest.raises(DataError, match="no genes in common"):
         _batches(_query(counts, [f"Z{i}" for i in range(30)]))
+
+
+def test_cells_must_hold_what_the_reference_was_learned_from():
+    counts = np.random.default_rng(0).poisson(1.0, (6, 4)).astype(np.float32)
+    for values, wanted, other in ((counts, "counts", "lognorm"), (np.log1p(counts), "lognorm", "counts")):
+        adata = anndata.AnnData(values, var=pd.DataFrame(index=list("abcd")))
+        (block,) = AnnDataCells(adata, input=wanted).blocks(10)
+        np.testing.assert_array_equal(block.data, values[values > 0])
+        with pytest.raises(DataError, match="holds no"):
+            AnnDataCells(adata, input=other)

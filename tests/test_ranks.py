@@ -26,7 +26,7 @@ from unicoord_atlas.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from unicoord_atlas.training.metrics import read_metrics, require_finite_weights
+from unicoord_atlas.training.metrics import append_metrics, drop_metrics_after, read_metrics, require_finite_weights
 from unicoord_atlas.training.optimizer import part_size
 from unicoord_atlas.training.ranks import make_accelerator
 
@@ -299,3 +299,23 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, room):
     assert load_checkpoint(tmp_path, loaded, torch.device("cpu")).step == 5
     for ours, theirs in zip(loaded.model.parameters(), saved.model.parameters()):
         assert torch.equal(ours, theirs)
+
+
+def test_a_checkpoint_that_nothing_points_to_is_written_anew(tmp_path):
+    """A run that was killed before it pointed to it may have gone on elsewhere, or the file be damaged."""
+    save_checkpoint(tmp_path, _parts(0), Progress(step=5))
+    (tmp_path / "latest.json").unlink()
+    wanted = _parts(1)
+    save_checkpoint(tmp_path, wanted, Progress(step=5))
+    loaded = _parts(2)
+    load_checkpoint(tmp_path, loaded, torch.device("cpu"))
+    for ours, theirs in zip(loaded.model.parameters(), wanted.model.parameters()):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_epoch_whose_line_is_newer_than_its_checkpoint_has_one_line(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    for epoch in range(3):
+        append_metrics(file, {"epoch": epoch, "step": 10 * (epoch + 1)})
+    drop_metrics_after(file, 30, 2)  # the checkpoint of step 30 was saved before the third epoch ended
+    assert [entry["epoch"] for entry in read_metrics(file)] == [0, 1]

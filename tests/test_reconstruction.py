@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -13,10 +14,11 @@ from cells import counts_of_types
 from typer.testing import CliRunner
 
 from unicoord_atlas.errors import DataError, UsageError
-from unicoord_atlas.jobs import evaluate_reconstruction
+from unicoord_atlas.jobs import evaluate_reconstruction, ingest
 from unicoord_atlas.jobs.cli import app
 from unicoord_atlas.jobs.evaluate_reconstruction import EvaluateReconstructionOptions
 from unicoord_atlas.jobs.fit import fit
+from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.reference import ReferenceModel
 
 SETTINGS = [
@@ -120,3 +122,22 @@ def test_command_and_refusals(folder, tmp_path):
     with pytest.raises(DataError, match="holds no cells"):
         evaluate_reconstruction.run(replace(options, cells=tmp_path / "none.h5ad"))
     assert not (tmp_path / "no").exists()
+
+
+def test_the_mean_profile_is_of_the_cells_that_measured_a_gene(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, genes, n in (("a", range(100), 40), ("b", range(30, 130), 90)):
+        cells = anndata.AnnData(sp.csr_matrix(rng.poisson(9.0, (n, 100)).astype(np.float32)))
+        cells.obs_names = [f"{name}{number}" for number in range(n)]
+        cells.var_names = [f"G{number}" for number in genes]
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    ingest.run(ingest.IngestOptions([str(tmp_path / "a.h5ad"), str(tmp_path / "b.h5ad")], tmp_path / "atlas.zarr"))
+    store = open_store(tmp_path / "atlas.zarr")
+    values = store.to_anndata().to_memory().X.toarray()
+    expected = []
+    for number in range(store.n_vars):
+        measured = np.repeat([source.measured(store.n_vars)[number] for source in store.schema.sources], [40, 90])
+        kept = values[measured] / store.size_factors[measured, None] * 1e4
+        expected.append(np.log1p(kept[:, number]).mean())
+    reference = SimpleNamespace(schema=store.schema, normalization=store.normalization)
+    np.testing.assert_allclose(evaluate_reconstruction._mean_profile(reference), expected, rtol=1e-5)

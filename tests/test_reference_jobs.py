@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -14,11 +15,13 @@ from cells import counts_of_types
 from references import random_cells, random_reference
 from sklearn.neighbors import NearestNeighbors
 
-from unicoord_atlas.calls import CallRule
+from unicoord_atlas.calls import CallRule, ParentShares
 from unicoord_atlas.config import RunConfig
+from unicoord_atlas.coordinate_changes import Changes
+from unicoord_atlas.coordinates import facts_of, require_coordinates_of
 from unicoord_atlas.encode import encode_batches
 from unicoord_atlas.errors import DataError, UsageError
-from unicoord_atlas.generate import decode_rows, mode_latents
+from unicoord_atlas.generate import Generation, decode_rows, mode_latents
 from unicoord_atlas.jobs import (
     evaluate,
     export_latents,
@@ -323,3 +326,97 @@ def test_the_hub_gets_the_files_of_a_reference_and_gives_them_back(folder, tmp_p
     assert again.config == ReferenceModel.load(folder / "reference").config
     with pytest.raises(DataError, match=r"config\.json"):
         upload(folder / "run", "me/none", public=False)
+
+
+def test_a_fine_tuned_reference_keeps_its_seeds_and_its_cells(folder, tmp_path):
+    options = fine_tune.FineTuneOptions(
+        folder / "query.h5ad", folder / "reference", tmp_path / "tuned", "source", "three", 1
+    )
+    fine_tune.run(options)
+    tuned = ReferenceModel.load(tmp_path / "tuned")
+    made = tuned.generate(how=Generation(Changes({"source": "three"})), like={"cell_type": "B"}, num=3)
+    assert made.obs["source_generated"].tolist() == ["three"] * 3
+    tables = [tmp_path / name for name in ("before.csv", "after.csv")]
+    for reference, table in zip((folder / "reference", tmp_path / "tuned"), tables, strict=True):
+        query_neighbors.run(query_neighbors.QueryNeighborsOptions(folder / "mapped.h5ad", reference, table, k=3))
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+    with pytest.raises(UsageError, match="--epochs 0"):
+        fine_tune.run(replace(options, out=tmp_path / "none", epochs=0))
+
+
+@pytest.mark.parametrize(("parent", "child"), [("cell_type", "platform"), ("platform", "cell_type")])
+def test_a_new_class_of_a_level_is_called_by_no_parent(parent, child):
+    cells, reference = random_cells(), random_reference(0)
+    num_children, num_parents = (len(reference.label(name).categories) for name in (child, parent))
+    shares = ParentShares(parent=parent, child=child, shares=tuple(map(tuple, np.eye(num_parents)[[0] * num_children])))
+    reference.config = reference.config.model_copy(update={"parent_shares": (shares,)})
+    wider = with_class(reference, "platform", "Visium", 7)
+    before, after = (each.map(cells) for each in (reference, wider))
+    assert before.obs[f"{child}_call"].astype(str).tolist() == after.obs[f"{child}_call"].astype(str).tolist()
+    tie = after.uns["unicoord"]["parents"][child]
+    assert len(tie["children"]) == len(tie["parents"]) == num_children + (child == "platform")
+    assert set(tie["parents"][:num_children]) == {reference.label(parent).categories[0]}
+    assert tie["parents"][num_children:] == [""] * (child == "platform")
+
+
+def test_coordinates_by_another_model_are_not_searched(folder, tmp_path):
+    mapped = anndata.read_h5ad(folder / "mapped.h5ad")
+    other = random_reference(0)
+    require_coordinates_of(ReferenceModel.load(folder / "reference"), mapped.uns["unicoord"], folder / "mapped.h5ad")
+    mapped.uns["unicoord"]["model"] = facts_of(other)["model"]
+    mapped.write_h5ad(tmp_path / "other.h5ad")
+    options = query_neighbors.QueryNeighborsOptions(tmp_path / "other.h5ad", folder / "reference", tmp_path / "n.csv")
+    with pytest.raises(DataError, match="onto another reference"):
+        query_neighbors.run(options)
+
+
+def test_own_columns_of_the_names_that_mapping_writes_are_kept(folder, tmp_path, capsys):
+    query = anndata.read_h5ad(folder / "query.h5ad")
+    query.obs["novelty"], query.obs["cell_type_call"], query.obs["novelty_before"] = 7.0, "mine", 8.0
+    query.write_h5ad(tmp_path / "query.h5ad")
+    mapped, bare = (
+        map_to(folder, name, str(tmp_path / f"{number}.h5ad")).obs
+        for number, name in enumerate((str(tmp_path / "query.h5ad"), "query.h5ad"))
+    )
+    assert "novelty is kept as novelty_before_before" in capsys.readouterr().err
+    assert set(mapped["novelty_before_before"]) == {7.0} and set(mapped["novelty_before"]) == {8.0}
+    assert set(mapped["cell_type_call_before"]) == {"mine"}
+    pd.testing.assert_frame_equal(mapped[bare.columns], bare)
+    reference = ReferenceModel.load(folder / "reference")
+    reference.novelty = None
+    assert "novelty" not in reference.map(query).obs  # an older one's is not taken for this one's
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"truth": ["cell_type", "cell_class=cell_type"]}, UsageError, "one truth for each label"),
+        ({"batch": "typo"}, UsageError, "no column 'typo'"),
+        ({"label_map": "map.csv"}, DataError, "cell_type 'b cell' has several names"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(folder, tmp_path, changes, error, words):
+    (tmp_path / "map.csv").write_text(
+        "source,column,label,cell_type\none,cell_type,b cell,B\ntwo,cell_type,b cell,T\none,cell_type,x,B\n"
+    )
+    if "label_map" in changes:
+        changes = {"label_map": tmp_path / changes["label_map"]}
+    options = evaluate.EvaluateOptions(
+        folder / "mapped.h5ad", **({"truth": ["cell_type"], "out": tmp_path / "e"} | changes)
+    )
+    with pytest.raises(error, match=words):
+        evaluate.run(options)
+    assert not (tmp_path / "e").exists()
+
+
+def test_names_are_shown_as_they_are(folder, tmp_path):
+    hostile = {"B": "T cell [activated]", "T": "[/x] :smile: $\\frac{B$ \x1b[31m", "NK": "plain"}
+    mapped = anndata.read_h5ad(folder / "mapped.h5ad")
+    for name in ("cell_type", "cell_type_predicted"):
+        mapped.obs[name] = mapped.obs[name].astype(str).replace(hostile).astype("category")
+    categories = [hostile.get(name, name) for name in mapped.uns["unicoord"]["categories"]["cell_type"]]
+    mapped.uns["unicoord"]["categories"]["cell_type"] = categories
+    mapped.write_h5ad(tmp_path / "mapped.h5ad")
+    evaluate.run(evaluate.EvaluateOptions(tmp_path / "mapped.h5ad", truth=["cell_type"], out=tmp_path / "evaluation"))
+    summary = (tmp_path / "evaluation" / "summary.txt").read_text()
+    assert "T cell [activated]" in summary and "[/x] :smile:" in summary and "\x1b" not in summary

@@ -1,6 +1,7 @@
 import anndata
 import numpy as np
 import pytest
+import zarr
 from stores import write_store
 from test_graph import build, clustered_counts, store_of
 
@@ -8,8 +9,9 @@ from unicoord_atlas.errors import UsageError
 from unicoord_atlas.jobs import check, reorder
 from unicoord_atlas.jobs.reorder import ORIGINAL_ROW, ReorderOptions
 from unicoord_atlas.loaders.graph_store import Neighbors
+from unicoord_atlas.loaders.reorder import reordered_layout, write_reordered
 from unicoord_atlas.loaders.store import open_store
-from unicoord_atlas.loaders.zarr_layout import SIZE_FACTOR
+from unicoord_atlas.loaders.zarr_layout import SIZE_FACTOR, MatrixLayout
 from unicoord_atlas.neighbors.space_order import split_order
 
 
@@ -87,3 +89,23 @@ def test_points_of_one_place_stand_together():
     changes = np.count_nonzero(np.diff(place[order]))
     assert changes < 0.1 * 4096
     np.testing.assert_array_equal(split_order(np.zeros((500, 3), np.float32)).shape, (500,))
+
+
+def test_a_shard_that_a_lost_worker_had_written_is_done(tmp_path):
+    """Its task is given to another one."""
+    store = store_of(tmp_path / "atlas.zarr", clustered_counts())
+    store = open_store(tmp_path / "atlas.zarr")
+    rows = store.read_ranges(np.array([[0, store.n_obs]]))
+    order = np.random.default_rng(0).permutation(store.n_obs)
+    layout = reordered_layout(MatrixLayout(rows.indptr, store.n_vars, rows.data.dtype, 100, 3), order)
+    assert layout.num_shards > 3
+
+    def each_twice(write, tasks):
+        for task in tasks:
+            write(task)
+            yield write(task)
+
+    write_reordered(tmp_path / "out.zarr", layout, store, order, 1, int, each_twice)
+    data = zarr.open_array(tmp_path / "out.zarr/X/data")[:]
+    taken = [rows.data[slice(*rows.indptr[row : row + 2])] for row in order]
+    np.testing.assert_array_equal(data, np.concatenate(taken))

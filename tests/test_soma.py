@@ -410,3 +410,24 @@ def test_ingest_of_a_soma_without_the_library_writes_nothing(folder, tmp_path, m
     with pytest.raises(ConfigError, match=r"pip install 'unicoord-atlas\[soma\]'"):
         ingest.run(options)
     assert not list(tmp_path.glob(".*")) and not options.out.exists()
+
+
+def test_a_copy_that_was_finished_is_never_removed(folder, tmp_path):
+    shutil.copytree(folder / "atlas.zarr", tmp_path / "atlas.zarr")
+    options = convert.ConvertOptions(tmp_path / "atlas.zarr", tmp_path / "copy.soma")
+    convert.run(options)
+    with tiledbsoma.Experiment.open(str(tmp_path / "copy.soma")) as experiment:
+        uri, table = experiment.obs.uri, experiment.obs.read().concat()
+    number = table.column_names.index("age")
+    with tiledbsoma.open(uri, "w") as obs:
+        obs.write(table.set_column(number, "age", pa.array(table["age"].to_numpy() + 1)))
+    with pytest.raises(DataError, match="obs column 'age' differs; remove it"):
+        convert.run(options)
+    assert (tmp_path / "copy.soma").exists()  # it may be the good one
+
+
+def test_facts_that_cannot_be_kept_are_used_all_the_same(folder, foreign, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder can be made in it
+    assert open_store(foreign).n_obs == NUM_CELLS
+    assert "the next run measures again" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from cells import counts_of_types
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import DataError, UsageError
-from unicoord_atlas.jobs import amend_store, build_graph, convert, ingest, reorder, report, train
+from unicoord_atlas.jobs import activities, amend_store, build_graph, convert, ingest, reorder, report, train
 from unicoord_atlas.jobs.build_graph import BuildGraphOptions
 from unicoord_atlas.jobs.select_gene_sets import SelectGeneSetsOptions
 from unicoord_atlas.jobs.select_gene_sets import run as select
@@ -213,6 +213,10 @@ def test_scores_of_gene_sets_are_those_of_the_zarr_atlas(made, soma, tmp_path):
     assert found.index.tolist() == expected.index.tolist()
     np.testing.assert_array_equal(found.to_numpy(), expected.to_numpy())
     assert list(as_anndata(soma).uns["unicoord_gene_sets"]["titles"]) == list(expected.columns)
+    tables = [tmp_path / name for name in ("of_soma", "of_zarr")]
+    for path, out in zip((soma, tmp_path / "atlas.zarr"), tables, strict=True):
+        activities.run(activities.ActivitiesOptions(path, "cell_type", out))
+    assert (tables[0] / "activities.csv").read_bytes() == (tables[1] / "activities.csv").read_bytes()
     settings = ['latent.continuous=["obsm:X_gene_sets"]', "model.hidden=[16]", "train.epochs=1"]
     train.run(
         train.TrainOptions(soma, tmp_path / "run", RunConfig.load(None, ['latent.discrete=["cell_type"]', *settings]))

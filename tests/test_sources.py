@@ -9,6 +9,7 @@ import zarr
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders import chunked, row_matrix
 from unicoord_atlas.loaders.chunked import open_stretch
+from unicoord_atlas.loaders.labels import as_texts
 from unicoord_atlas.loaders.sources import content_of, find_sources, open_source
 
 CELLS, GENES = 37, 23
@@ -175,10 +176,13 @@ def test_10x_file_of_two_genomes_asks_for_one(tmp_path, counts):
     write_tenx(path, counts, 2)
     with h5py.File(path, "r+") as file:
         file.copy("GRCh38", "mm10")
+        del file["mm10/barcodes"]  # in a filtered file each genome has its own
+        file["mm10/barcodes"] = [f"mouse{number}".encode() for number in range(len(counts))]
     with pytest.raises(UsageError, match=r"both.h5: holds genomes GRCh38, mm10; choose by --layer"):
         open_source(path)
     with open_source(path, layer="mm10") as source:
         assert (dense(source, 7) == counts).all()
+        assert source.obs.index[0] == "mouse0"
 
 
 @pytest.mark.parametrize(
@@ -212,9 +216,9 @@ def with_raw(matrix, raw):
 @pytest.mark.parametrize(
     ("build", "options", "message"),
     [
-        (lambda c: cells(np.log1p(c)), {}, "no counts: X holds log-normalized values; --layer NAME or --input lognorm"),
+        (lambda c: cells(np.log1p(c)), {}, "X holds log-normalized .*; --layer NAME or ingest with --input lognorm"),
         (lambda c: cells(c * 0.5 - 1, layers={"umi": c}), {}, r"X holds scaled values; --layer NAME \(one of umi\)"),
-        (lambda c: cells(c), {"input": "lognorm"}, "X holds counts; --layer NAME or leave out --input lognorm"),
+        (lambda c: cells(c), {"input": "lognorm"}, "X holds counts; --layer NAME or ingest without --input lognorm"),
         (lambda c: cells(c), {"layer": "umi"}, "--layer 'umi' is not there; it has: X"),
         (lambda c: cells(None), {}, "it has no X and no raw"),
     ],
@@ -333,3 +337,24 @@ def test_sources_of_one_name_or_none_are_refused(tmp_path):
         find_sources([str(tmp_path), str(tmp_path / "x")])
     with pytest.raises(DataError, match=r"nothing\*: no .h5ad, .h5 or .zarr"):
         find_sources([str(tmp_path / "nothing*")])
+
+
+def test_what_a_job_writes_into_the_folder_of_its_sources_is_no_source(tmp_path):
+    (tmp_path / "a.h5ad").touch()
+    for name in (".atlas.zarr.partial", "atlas.zarr"):
+        zarr.open_group(tmp_path / name, mode="w")
+    own = tmp_path / "atlas.zarr"
+    assert find_sources([str(tmp_path)], own) == find_sources([str(tmp_path / "*")], own) == [tmp_path / "a.h5ad"]
+    assert find_sources([str(own)], own) == [own]  # it was named, and is refused for what it is
+
+
+def test_numbers_of_a_categorical_read_the_same_as_plain_ones(tmp_path, counts):
+    adata = cells(counts)
+    numbers = np.arange(adata.n_obs) % 3
+    adata.obs["plain"] = numbers
+    adata.obs["category"] = pd.Categorical(np.where(numbers == 2, np.nan, numbers.astype(float)))
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    with open_source(tmp_path / "cells.h5ad") as source:
+        obs = source.obs
+    assert list(obs["category"].cat.categories) == ["0", "1"]
+    assert list(as_texts(obs["plain"]).categories) == ["0", "1", "2"]

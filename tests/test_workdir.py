@@ -254,3 +254,13 @@ def test_a_scratch_folder_is_one_job_s(tmp_path):
             pass
         assert (folder / "mine").exists()
     assert not list(tmp_path.iterdir())
+
+
+def test_two_jobs_cannot_write_one_file(tmp_path):
+    out = tmp_path / "out.csv"
+    with finished_file(out) as partial:
+        partial.write_text("first")
+        with pytest.raises(DataError, match="being written by another process"), finished_file(out):
+            pass
+    assert out.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [out]

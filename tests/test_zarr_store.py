@@ -20,8 +20,8 @@ from unicoord_atlas.jobs import check
 from unicoord_atlas.jobs.workdir import finished_directory
 from unicoord_atlas.loaders import shard_reader
 from unicoord_atlas.loaders.store import CsrBuffer, open_store
-from unicoord_atlas.loaders.zarr_layout import count_dtype, index_dtype
-from unicoord_atlas.loaders.zarr_writer import AtlasWriter, is_whole
+from unicoord_atlas.loaders.zarr_layout import INDPTR, MatrixLayout, count_dtype, index_dtype
+from unicoord_atlas.loaders.zarr_writer import AtlasWriter, create_matrix, is_whole
 
 NUM_ROWS, NUM_GENES = 300, 120
 
@@ -283,3 +283,13 @@ def test_pages_that_were_read_are_let_go(tmp_path, monkeypatch):
     assert_rows_equal(store.read_ranges(whole), counts)
     assert mapped_kilobytes(path) < kept / 3
     assert_rows_equal(store.read_ranges(whole), counts)
+
+
+def test_an_indptr_that_a_full_disk_cut_short_is_written_anew(tmp_path):
+    layout = MatrixLayout(np.arange(0, 3_000_001, 10), 50, np.dtype(np.uint8))
+    create_matrix(tmp_path / "atlas.zarr", layout)
+    chunks = sorted(path for path in (tmp_path / "atlas.zarr" / INDPTR / "c").rglob("*") if path.is_file())
+    assert len(chunks) > 1
+    chunks[-1].unlink()  # reads as 0
+    create_matrix(tmp_path / "atlas.zarr", layout)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "atlas.zarr" / INDPTR)[:], layout.indptr)

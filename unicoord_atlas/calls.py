@@ -73,6 +73,7 @@ class Caller:
         """Of the calls: those of all levels, and `unassigned`."""
         self.levels = (*(level for level, _ in self._chain), UNSURE, NOVEL)
         position = {category: code for code, category in enumerate(self.categories)}
+        self._unassigned = position[UNASSIGNED]  # not the last one if a class is called so, too
         self._codes = [np.array([position[c] for c in level], np.int32) for level in of_level]
 
     def call(
@@ -83,7 +84,7 @@ class Caller:
         A parent's probability is the sum of its children's.
         """
         n = len(probabilities_nk)
-        calls = np.full(n, len(self.categories) - 1, np.int32)
+        calls = np.full(n, self._unassigned, np.int32)
         levels = np.full(n, self.levels.index(UNSURE), np.int8)
         open_n = np.ones(n, np.bool_)
         if novelty_p_n is not None:

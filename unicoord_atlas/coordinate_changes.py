@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 COLUMN = "@"
 """Begins the name of an obs column where a class or a value is expected."""
+_LARGEST = float(np.finfo(np.float32).max)
 _JITTER = re.compile(r"\s*([UN])\(\s*([^,\s]+)\s*(?:,\s*([^,\s]+)\s*)?\)\s*")
 
 
@@ -52,6 +53,8 @@ class Jitter:
             numbers = [float(part) for part in (first, second) if part is not None]
         except ValueError:
             raise wrong from None
+        if not all(map(_is_finite, numbers)):
+            raise UsageError(f"--jitter {text!r}: its numbers must be finite")
         if kind == "U" and len(numbers) == 2 and numbers[0] <= numbers[1]:
             return cls("U", *numbers)
         if kind == "N" and len(numbers) == 1 and numbers[0] >= 0:
@@ -186,9 +189,14 @@ def _values(name: str, asked: float | str, obs: pd.DataFrame) -> NDArray[np.floa
         number = float(asked)
     except ValueError:
         raise UsageError(f"--set-value {name}={asked}: {asked!r} is no number; write @COLUMN for a column") from None
-    if not np.isfinite(number):
+    if not _is_finite(number):
         raise UsageError(f"--set-value {name}={asked}: it must be finite")
     return np.broadcast_to(np.float32(number), (len(obs),))
+
+
+def _is_finite(number: float) -> bool:
+    """Also as the float32 that it becomes."""
+    return abs(number) <= _LARGEST
 
 
 def _column(name: str, obs: pd.DataFrame) -> NDArray[np.float32]:
@@ -206,9 +214,12 @@ def _sweep(reference: ReferenceModel, name: str, text: str) -> Sweep:
         return Sweep(name, titles, (1 - share)[:, None] * ends[0] + share[:, None] * ends[1])
     _continuous(reference.config.network.latent, name, "--sweep")
     try:
-        values = np.linspace(float(first), float(last), count)
+        numbers = float(first), float(last)
     except ValueError:
         raise UsageError(f"--sweep {name}={text}: {first!r} or {last!r} is no number") from None
+    if not all(map(_is_finite, numbers)):
+        raise UsageError(f"--sweep {name}={text}: its ends must be finite")
+    values = np.linspace(*numbers, count)
     return Sweep(name, tuple(float(f"{value:.6g}") for value in values.tolist()), values.astype(np.float32))
 
 

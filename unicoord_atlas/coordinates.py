@@ -13,11 +13,14 @@ from tqdm import tqdm
 
 from .allocator import give_back_freed_memory
 from .calls import Caller, CallRule
+from .checksums import checksum
+from .errors import DataError
 from .lineage import Tie, consistent_codes
 from .version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -166,7 +169,7 @@ class _Columns:
     def __init__(
         self, reference: ReferenceModel, num_rows: int, rule: CallRule | None, ties: tuple[Tie, ...] = ()
     ) -> None:
-        self._ties = ties
+        self._reference, self._ties = reference, ties
         self._labels = reference.config.labels
         names = [label.name for label in self._labels]
         self._codes = {name: np.zeros(num_rows, np.int32) for name in names}
@@ -203,10 +206,28 @@ class _Columns:
                 caller = self._callers[name]
                 added[f"{name}_call"] = pd.Categorical.from_codes(self._calls[name], list(caller.categories))
                 added[f"{name}_call_level"] = pd.Categorical.from_codes(self._levels[name], list(caller.levels))
-        table = obs.copy(deep=False)
+        table = with_free_names(obs, self._reference)
         for name, values in (added | self._novelty).items():
             table[name] = values
         return table
+
+
+def with_free_names(obs: pd.DataFrame, reference: ReferenceModel) -> pd.DataFrame:
+    """The table, shared, with own columns of the names that mapping writes called ``<name>_before``.
+
+    So nothing of the cells' own is lost, and what another mapping said of them is not taken for this one's.
+    """
+    written = ("predicted", "confidence", "call", "call_level")
+    ours = {f"{label.name}_{what}" for label in reference.config.labels for what in written}
+    names, new = set(map(str, obs.columns)), {}
+    for name in sorted(names & (ours | {"novelty", "novelty_p"})):
+        new[name] = f"{name}_before"
+        while new[name] in names:
+            new[name] += "_before"
+        names.add(new[name])
+    if new:
+        print("obs: " + ", ".join(f"{old} is kept as {name}" for old, name in new.items()), file=sys.stderr)
+    return obs.rename(columns=new)
 
 
 def _tables(part: Annotation, probabilities: bool) -> dict[str, NDArray[np.float32]]:
@@ -250,17 +271,32 @@ def named_columns(reference: ReferenceModel, continuous_nd: Rows, cells: pd.Inde
     }
 
 
+def identity_of(reference: ReferenceModel) -> str:
+    """What tells coordinates of one model from those of another: a checksum of the layer that makes the means."""
+    weights = (part.detach().cpu().contiguous().numpy().tobytes() for part in reference.model.mean.parameters())
+    return checksum(weights)
+
+
+def require_coordinates_of(reference: ReferenceModel, facts: Mapping[str, object], path: Path) -> None:
+    """DataError if uns["unicoord"] says that another model made the coordinates; older files do not say it."""
+    if facts.get("model", identity_of(reference)) != identity_of(reference):
+        raise DataError(f"{path}: was mapped onto another reference; map its cells onto this one")
+
+
 def facts_of(reference: ReferenceModel) -> dict[str, object]:
     """What uns["unicoord"] says of the coordinates."""
     parents = {
         tree.child: {
             "level": tree.parent,
             "children": list(reference.label(tree.child).categories),
-            "parents": [reference.label(tree.parent).categories[int(np.argmax(row))] for row in tree.shares],
+            "parents": [
+                reference.label(tree.parent).categories[int(np.argmax(row))] if any(row) else "" for row in tree.shares
+            ],
         }
         for tree in reference.config.parent_shares
     }
     return {
+        "model": identity_of(reference),
         "dims": list(reference.dims),
         "supervised": [each.name for each in reference.config.network.latent.continuous if each.supervised],
         "categories": {label.name: list(label.categories) for label in reference.config.labels},

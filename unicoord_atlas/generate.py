@@ -59,9 +59,11 @@ class Generation:
     """Size factor of the counts; the cell's own if None."""
 
     def __post_init__(self) -> None:
-        if self.min_value < 0:
-            raise UsageError(f"--min-value {self.min_value}: it cannot be negative")
-        if self.depth is not None and not self.depth > 0:
+        if not 0 <= self.min_value < float("inf"):
+            raise UsageError(f"--min-value {self.min_value}: it is 0 or more")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed}: it is 0 or more")
+        if self.depth is not None and not 0 < self.depth < float("inf"):
             raise UsageError(f"--depth {self.depth}: it must be above 0")
         if self.depth is not None and not self.counts:
             raise UsageError("--depth is for --counts; log-normalized values have no depth")

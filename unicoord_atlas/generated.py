@@ -112,7 +112,7 @@ def generate_anndata(
         points, obs = choose_seeds(reference, like, num, how.seed)
         source, stream = {"like": dict(like)}, iter([points])
     else:
-        cells = AnnDataCells(adata, layer)
+        cells = AnnDataCells(adata, layer, reference.normalization.input)
         batches = QueryBatches(cells, reference.schema, reference.normalization, batch_size=BATCH)
         source, stream, obs = {}, encode_points(reference.model, batches, reference.device), adata.obs
     collected, blocks = GeneratedObs(reference), []

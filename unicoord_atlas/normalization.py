@@ -11,7 +11,7 @@ Shapes: n cells, g genes, z non-zeros.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -47,6 +47,11 @@ class Normalization:
         shapes = {a.shape for a in (self.highly_expressed_g, self.mean_fraction_g, self.mean_g, self.variance_g)}
         if len(shapes) != 1:
             raise DataError(f"normalization: arrays of different lengths {sorted(shapes)}; the store is damaged")
+
+    @property
+    def input(self) -> Literal["counts", "lognorm"]:
+        """What cells have to hold for this: raw counts, or log-normalized values if the atlas held such."""
+        return "lognorm" if self.log_input else "counts"
 
     def subset(self, genes: NDArray[np.int64]) -> Normalization:
         """The facts of these genes only; size factors keep their meaning over all genes."""

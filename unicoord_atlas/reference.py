@@ -250,7 +250,7 @@ class ReferenceModel:
         from .memory import AnnDataCells
         from .query import QueryBatches
 
-        batches = QueryBatches(AnnDataCells(adata, layer), self.schema, self.normalization)
+        batches = QueryBatches(AnnDataCells(adata, layer, self.normalization.input), self.schema, self.normalization)
         return coordinates(
             self,
             batches,

@@ -83,8 +83,11 @@ class Objective:
         """Weight of the KL at a step."""
         return self.config.beta * warmed_up(step, self.config.beta_warmup_steps)
 
-    def __call__(self, output: StepOutput, batch: MiniBatch, step: int) -> LossTerms:
-        """Total and terms, each the mean over the cells of the batch (padding weighs nothing)."""
+    def __call__(self, output: StepOutput, batch: MiniBatch, step: int, between_cells: bool = True) -> LossTerms:
+        """Total and terms, each the mean over the cells of the batch (padding weighs nothing).
+
+        Without `between_cells` those are left out that compare a batch's cells: it has to hold cells of all kinds for that.
+        """
         shares_n = batch.weights_n / batch.weights_n.sum()
         config, posterior = self.config, output.posterior
         kl = self._kl(output, shares_n)
@@ -103,13 +106,13 @@ class Objective:
             terms["hierarchical"] = config.hierarchical * each.sum()
         if output.diffusion_error is not None:
             terms["diffusion"] = config.diffusion * output.diffusion_error
-        if self.hidden:
+        if self.hidden and between_cells:
             unsupervised_nd = posterior.mean_nd[:, self.spec.num_supervised_continuous :]
             unsupervised_nd = unsupervised_nd.to(torch.promote_types(unsupervised_nd.dtype, torch.float32))
             weight = config.independence * warmed_up(step, config.independence_warmup_steps)
             terms["independence"] = weight * independence(unsupervised_nd, batch, self.hidden)
-        if config.clustering > 0 and len(self.spec.discrete) > self.spec.num_supervised_discrete:
-            terms["clustering"] = config.clustering * self._clustering(output, batch)
+        if config.clustering > 0 and between_cells and len(self.spec.discrete) > self.spec.num_supervised_discrete:
+            terms["clustering"] = config.clustering * self._clustering(output)
         total = torch.stack(list(terms.values())).sum()
         return LossTerms(
             total / self.num_genes if config.per_gene else total, {k: v.detach() for k, v in terms.items()}
@@ -135,11 +138,9 @@ class Objective:
         ]
         return torch.stack(each).sum()
 
-    def _clustering(self, output: StepOutput, batch: MiniBatch) -> Tensor:
+    def _clustering(self, output: StepOutput) -> Tensor:
         """Over the cells of the minibatch, with the distance between their log-normalized expressions."""
-        from unicoord_atlas.log_normalize import log_normalize
-
-        x_ng = log_normalize(batch.counts, batch.size_factors_n).to_dense()
+        x_ng = output.rows.to_dense()
         distance_nn = torch.cdist(x_ng, x_ng)
         unsupervised = output.posterior.probabilities()[self.spec.num_supervised_discrete :]
         return torch.stack([clustering(distance_nn, probabilities_nk) for probabilities_nk in unsupervised]).sum()

@@ -62,8 +62,9 @@ class _FusedDecode(torch.autograd.Function):
         weights_n: Tensor,
         target: Target,
         options: DecodeOptions,
+        grad_enabled: bool,
     ) -> tuple[Tensor, Tensor]:
-        wants_grad = any(ctx.needs_input_grad[:3])
+        wants_grad = grad_enabled and any(ctx.needs_input_grad[:3])  # which are set without gradients, too
         errors_n = torch.zeros_like(weights_n)
         hidden = hidden_nh.to(options.dtype)
         if wants_grad:
@@ -94,7 +95,7 @@ class _FusedDecode(torch.autograd.Function):
         ctx.gradients = None
         if not (scale.device.type == "cpu" and scale.item() == 1.0):
             gradients = [gradient.mul_(scale) for gradient in gradients]
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
 
 def _residual(
@@ -146,6 +147,6 @@ def fused_decode_error(
     The scalar sum_i weights_i error_i, and the errors (n,) themselves, without gradient.
     """
     result: tuple[Tensor, Tensor] = _FusedDecode.apply(  # type: ignore[no-untyped-call]
-        hidden_nh, weight_gh, bias_g, weights_n, target, options
+        hidden_nh, weight_gh, bias_g, weights_n, target, options, torch.is_grad_enabled()
     )
     return result

@@ -54,6 +54,8 @@ class NetworkSpec(BaseModel):
 class StepOutput:
     """What a training or validation step says: the losses are made of these and the batch's labels."""
 
+    rows: SparseRows
+    """The log-normalized cells, of the model's genes."""
     posterior: Posterior
     errors_n: Tensor
     """(n,) squared error of each decoded cell, without gradient."""
@@ -69,6 +71,7 @@ class JointVAE(nn.Module):
     measured_sg: Tensor
     own_index_g: Tensor
     heard_g: Tensor
+    units_2c: Tensor
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
@@ -85,6 +88,8 @@ class JointVAE(nn.Module):
         self.register_buffer("measured_sg", torch.ones((spec.num_sources, spec.num_genes), dtype=torch.bool))
         self.register_buffer("own_index_g", torch.arange(spec.num_atlas_genes))
         self.register_buffer("heard_g", torch.ones(spec.num_genes))
+        units = [(each.offset, each.scale) for each in latent.continuous if each.supervised]
+        self.register_buffer("units_2c", torch.tensor(units).reshape(-1, 2).t(), persistent=False)
         self.compute_dtype = torch.float32
         """Of the matrix products over genes; weights stay float32."""
         self._partly_measured: dict[int, tuple[bool, ...]] = {}
@@ -229,14 +234,15 @@ class JointVAE(nn.Module):
         posterior = self.encode(seen, self._order_of(seen, rows, order) if torch.is_grad_enabled() else None, noise)
         latent_nw = posterior.mode() if noise is None else posterior.sample(noise, self.spec.temperature)
         if noise is not None and self.spec.decode_labels:
-            latent_nw = with_labels(latent_nw, batch.codes_nl, batch.values_nc, self.spec.latent)
+            known_nc = (batch.values_nc - self.units_2c[0]) / self.units_2c[1]
+            latent_nw = with_labels(latent_nw, batch.codes_nl, known_nc, self.spec.latent)
         shares_n = batch.weights_n / batch.weights_n.sum()
         mean_error, errors_n = self.reconstruction_error(latent_nw, self.target(batch, rows, order), shares_n, noise)
         if noise is None or not self.spec.latent.num_diffusion:
-            return StepOutput(posterior, errors_n, mean_error)
+            return StepOutput(rows, posterior, errors_n, mean_error)
         near = batch.neighborhood  # none where no cell carries the term; the term is there on every rank all the same
         diffusion = self._diffusion_error(near, latent_nw, shares_n, noise) if near else mean_error.new_zeros(())
-        return StepOutput(posterior, errors_n, mean_error, diffusion)
+        return StepOutput(rows, posterior, errors_n, mean_error, diffusion)
 
     @staticmethod
     def _order_of(seen: SparseRows, rows: SparseRows, order: GeneOrder) -> GeneOrder:

@@ -57,6 +57,8 @@ class LatentSpec(BaseModel):
         names = [*(latent.name for latent in self.discrete), *(latent.name for latent in self.continuous)]
         if len(set(names)) != len(names):
             raise ConfigError(f"latent: a name is used twice among {names}")
+        if any(each.name == "bio" for each in self.discrete):
+            raise ConfigError("latent: no label can be called 'bio': obsm/X_unicoord_bio is taken; rename the column")
         if not names:
             raise ConfigError("latent: no dimension at all; set latent.discrete or latent.unsupervised_continuous")
         sizes = tuple(latent.num_categories for latent in self.discrete)
@@ -138,8 +140,10 @@ def one_hot(codes_n: Tensor, like_nk: Tensor) -> Tensor:
     return torch.zeros_like(like_nk).scatter_(1, codes_n[:, None], 1.0)
 
 
-def with_labels(latent_nw: Tensor, codes_nl: Tensor, values_nc: Tensor, spec: LatentSpec) -> Tensor:
+def with_labels(latent_nw: Tensor, codes_nl: Tensor, known_nc: Tensor, spec: LatentSpec) -> Tensor:
     """(n, width): decoder inputs in which each supervised dimension is the cell's label, where that is known.
+
+    Continuous labels are given in the units of the dimensions, NaN where there is none.
 
     What the encoder says of a label is less than the label: a decoder that learns from it makes too little of it.
     """
@@ -148,13 +152,6 @@ def with_labels(latent_nw: Tensor, codes_nl: Tensor, values_nc: Tensor, spec: La
         codes_n = codes_nl[:, number]
         known_nk = one_hot(codes_n.clamp(min=0), parts[number])
         parts[number] = torch.where(codes_n[:, None] >= 0, known_nk, parts[number])
-    supervised = [dimension for dimension in spec.continuous if dimension.supervised]
-    offset_c, scale_c = (
-        torch.tensor([getattr(dimension, name) for dimension in supervised], device=latent_nw.device)
-        for name in ("offset", "scale")
-    )
-    known_nc, said_nc = (values_nc - offset_c) / scale_c, parts[-1][:, : len(supervised)]
-    continuous_nd = torch.cat(
-        [torch.where(known_nc.isnan(), said_nc, known_nc.to(said_nc.dtype)), parts[-1][:, len(supervised) :]], dim=1
-    )
-    return join(parts[:-1], continuous_nd)
+    said_nc, free_nd = parts[-1].tensor_split((spec.num_supervised_continuous,), dim=1)
+    told_nc = torch.where(known_nc.isnan(), said_nc, known_nc.to(said_nc.dtype))
+    return join(parts[:-1], torch.cat([told_nc, free_nd], dim=1))

@@ -21,9 +21,13 @@ EVERY_STEPS = 10
 
 
 class AveragedWeights:
-    """The average of a model's parameters, updated every few steps: one pass over the weights in ten steps."""
+    """The average of a model's parameters, updated every few steps: one pass over the weights in ten steps.
 
-    def __init__(self, model: nn.Module) -> None:
+    In epochs of fewer steps it is updated at the end of each: what is validated and exported was always trained.
+    """
+
+    def __init__(self, model: nn.Module, steps_per_epoch: int) -> None:
+        self._every = max(1, min(EVERY_STEPS, steps_per_epoch))
         self._parameters = dict(model.named_parameters())
         self._averages = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         self._updates = 0
@@ -31,7 +35,7 @@ class AveragedWeights:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take the weights after a step into account."""
-        if step % EVERY_STEPS == 0:
+        if step % self._every == 0:
             self._updates += 1
             share = (ETA + 1) / (self._updates + ETA)
             torch._foreach_lerp_(list(self._averages.values()), list(self._parameters.values()), share)

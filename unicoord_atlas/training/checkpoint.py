@@ -76,9 +76,11 @@ def save_checkpoint(folder: Path, parts: Parts, progress: Progress) -> Path:
     """
     target = folder / f"step-{progress.step:08d}"
     with _room_named(target):
-        if target.exists():  # the same step again, at the end of an epoch: the tensors are the same
+        if _latest(folder) == target.name:  # the same step again, at the end of an epoch: the tensors are the same
             write_json(target / "state.json", asdict(progress))
         else:
+            if target.exists():  # of a run that was killed before it was pointed to, and that may have gone elsewhere
+                shutil.rmtree(target)
             _write_aside(target, parts, progress)
         best = best_weights(folder, progress.best_epoch)
         if best.exists():
@@ -178,9 +180,14 @@ def load_weights(file: Path, model: nn.Module, device: torch.device) -> None:
         raise DataError(f"{file}: weights do not fit this run's model ({error}); was run.toml changed?") from error
 
 
+def _latest(folder: Path) -> str:
+    """Name of the checkpoint that latest.json points to; empty if there is none."""
+    return str(read_json(folder / _LATEST).get("checkpoint", "")) if (folder / _LATEST).exists() else ""
+
+
 def latest_checkpoint(folder: Path) -> Path:
     """The checkpoint that latest.json points to."""
-    name = str(read_json(folder / _LATEST).get("checkpoint", ""))
+    name = _latest(folder)
     target = folder / name
     if not name.startswith("step-") or target.parent != folder or not (target / "state.json").exists():
         raise DataError(

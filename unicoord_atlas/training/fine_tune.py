@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from unicoord_atlas.batch import MiniBatch, SparseRows
+    from unicoord_atlas.calls import ParentShares
     from unicoord_atlas.model.refinement import Refinement
     from unicoord_atlas.schema import LabelColumn
 
@@ -58,12 +59,14 @@ def with_class(reference: ReferenceModel, label: str, name: str, num_cells: int)
     wider = JointVAE(network)
     wider.load_state_dict(_with_entry(reference.model, number))
     labels = tuple(_with_category(each, name, num_cells) if each.name == label else each for each in config.labels)
+    shares = tuple(_with_share(tree, label) for tree in config.parent_shares)
     return ReferenceModel(
         wider.to(reference.device).eval(),
-        config.model_copy(update={"network": network, "labels": labels}),
+        config.model_copy(update={"network": network, "labels": labels, "parent_shares": shares}),
         reference.schema,
         reference.normalization,
         reference.novelty,
+        reference.seeds,
     )
 
 
@@ -131,6 +134,16 @@ def _with_entry(model: JointVAE, number: int) -> dict[str, Tensor]:
 def _with_child(tie: Refinement) -> Refinement:
     """The new class belongs to no parent, so that it is none of any cell's."""
     return tie.model_copy(update={"shares": (*tie.shares, ())})
+
+
+def _with_share(tree: ParentShares, label: str) -> ParentShares:
+    """The new class belongs to no parent, and no child to it."""
+    rows = tree.shares
+    if tree.child == label:
+        rows = (*rows, (0.0,) * len(rows[0]))
+    if tree.parent == label:
+        rows = tuple((*row, 0.0) for row in rows)
+    return tree.model_copy(update={"shares": rows})
 
 
 def _column(model: JointVAE, number: int, code: int) -> int:

@@ -60,15 +60,16 @@ def run_training(run: Training) -> Progress:
     """
     optimizer = make_optimizer(run.model, run.config)
     wrapped, prepared = wrap_for_ranks(run.accelerator, run.model, optimizer)
-    parts = Parts(run.model, optimizer, AveragedWeights(run.model) if run.config.average else None, run.table)
+    averaged = AveragedWeights(run.model, _steps_per_epoch(run)) if run.config.average else None
+    parts = Parts(run.model, optimizer, averaged, run.table)
     progress = load_checkpoint(run.folder / "checkpoints", parts, run.accelerator.device) or Progress()
     if progress.finished:
         return progress
     if run.accelerator.is_main_process:
         if progress.step:
             print(f"going on after step {progress.step} (epoch {progress.epoch + 1})", file=sys.stderr)
-        for name in ("metrics.jsonl", "steps.jsonl"):
-            drop_metrics_after(run.folder / name, progress.step)
+        drop_metrics_after(run.folder / "metrics.jsonl", progress.step, progress.epoch)
+        drop_metrics_after(run.folder / "steps.jsonl", progress.step)
     with noted_signals() as received, peers_named():
         state = _State(wrapped, prepared, parts, progress, received, time.monotonic())
         while progress.epoch < run.num_epochs and not _out_of_patience(progress, run.config.early_stopping_patience):
@@ -100,11 +101,15 @@ def _epoch(run: Training, state: _State) -> None:
         _save(run, state)
 
 
+def _steps_per_epoch(run: Training) -> int:
+    return len(run.training) // run.config.accumulate_steps
+
+
 def _train_epoch(run: Training, state: _State) -> dict[str, float]:
     """All remaining steps of an epoch; returns mean losses over all ranks, and speed."""
     progress = state.progress
     means, clock = RunningMeans(progress.means), EpochClock()
-    num_steps = len(run.training) // run.config.accumulate_steps
+    num_steps = _steps_per_epoch(run)
     bar = run.bar(range(num_steps), num_steps, f"epoch {progress.epoch + 1}/{run.num_epochs}")
     run.model.train()
     with closing(batch for batch in run.training) as batches:  # or what reads ahead would live as long as a traceback

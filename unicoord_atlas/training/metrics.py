@@ -41,10 +41,10 @@ class RunningMeans:
         return {name: (float(total), float(self._weights[name])) for name, total in self._sums.items()}
 
     def over_ranks(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over what all ranks added: the sum of the sums over the sum of the weights."""
+        """Means over what all ranks added: the sum of the sums over the sum of the weights; without weight, none."""
         names = list(self._sums)
         summed = sums_over_ranks(accelerator, [*self._sums.values(), *(self._weights[name] for name in names)])
-        return {name: summed[at] / max(summed[len(names) + at], 1e-12) for at, name in enumerate(names)}
+        return {name: summed[at] / weight for at, name in enumerate(names) if (weight := summed[len(names) + at]) > 0}
 
 
 def require_finite(terms: Mapping[str, float], step: int) -> None:
@@ -53,7 +53,7 @@ def require_finite(terms: Mapping[str, float], step: int) -> None:
         if not math.isfinite(value):
             raise UnicoordError(
                 f"step {step}: loss term {name!r} is {value}; the last checkpoint is untouched. "
-                "Lower train.learning_rate or set train.clip_norm, and start the same command again"
+                "Lower train.learning_rate or set train.clip_norm, and train with another --out"
             )
 
 
@@ -63,7 +63,7 @@ def require_finite_weights(model: nn.Module, step: int) -> None:
         if not math.isfinite(parameter.detach().sum()):
             raise UnicoordError(
                 f"step {step}: the gradient of {name!r} was not finite; the last checkpoint is untouched. "
-                "Lower train.learning_rate or set train.clip_norm, and start the same command again"
+                "Lower train.learning_rate or set train.clip_norm, and train with another --out"
             )
 
 
@@ -85,9 +85,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def drop_metrics_after(path: Path, step: int) -> None:
-    """Keep the lines up to this step: those after the checkpoint are written again."""
+def drop_metrics_after(path: Path, step: int, epoch: int | None = None) -> None:
+    """Keep the lines up to this step, and of epochs those that had ended: what comes after is written again."""
     kept = [entry for entry in read_metrics(path) if entry["step"] <= step]
+    if epoch is not None:  # a checkpoint of an epoch's last step may be older than its line
+        kept = [entry for entry in kept if entry["epoch"] < epoch]
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
     aside.replace(path)

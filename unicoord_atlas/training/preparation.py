@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from unicoord_atlas.batch import CellColumns
-from unicoord_atlas.columns import continuous_values, label_codes, label_column
+from unicoord_atlas.columns import continuous_values, label_codes, label_column, require_column
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
 from unicoord_atlas.hierarchy import Hierarchy
 from unicoord_atlas.lineage import finest_first
@@ -121,7 +122,7 @@ def split_rows(config: RunConfig, obs: pd.DataFrame) -> tuple[NDArray[np.int64],
         chosen &= ~_meets(obs, condition)
     fraction = config.data.validation_fraction
     if config.data.validation_by:
-        values = obs[config.data.validation_by].astype("string").fillna("")
+        values = require_column(obs, config.data.validation_by).astype("string").fillna("")
         distinct = values.drop_duplicates()
         held_out = values.map(dict(zip(distinct, _hash_shares(distinct, config.train.seed) < fraction, strict=True)))
         validation = held_out.to_numpy(np.bool_)
@@ -212,12 +213,15 @@ def _latent_spec(
         ContinuousLatent(name=f"unsupervised_{number}", supervised=False)
         for number in range(config.latent.unsupervised_continuous)
     ]
-    return LatentSpec(
-        discrete=tuple(discrete),
-        continuous=tuple(continuous),
-        num_diffusion=config.num_diffusion,
-        refinements=ties,
-    )
+    try:
+        return LatentSpec(
+            discrete=tuple(discrete),
+            continuous=tuple(continuous),
+            num_diffusion=config.num_diffusion,
+            refinements=ties,
+        )
+    except ValidationError as error:
+        raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
 
 def _refinement(tree: Hierarchy, at: Mapping[str, int]) -> Refinement:
