@@ -37,7 +37,8 @@ def validate(run: Training) -> dict[str, float]:
         # A batch of nothing but a padding cell, as a rank's last may be, has no mean of its own; it counts 0 times.
         counted = on_device if cells > 0 else replace(on_device, weights_n=torch.ones_like(on_device.weights_n))
         output = run.model(counted)
-        terms = run.objective(output, counted, step=_WARMED_UP, between_cells=False).terms  # cells lie as they are stored
+        # Cells come as they are stored, often of one kind: not what losses between the cells of a batch are about.
+        terms = run.objective(output, counted, step=_WARMED_UP, between_cells=False).terms
         means.add({"loss": torch.stack(list(terms.values())).sum(), **terms}, cells)
         for name, hits, labelled in accuracy_counts(run.model, output, on_device):
             means.add({f"accuracy_{name}": hits.double() / labelled.clamp(min=1)}, labelled)
