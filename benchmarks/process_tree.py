@@ -25,7 +25,8 @@ def measured(command: Sequence[str], log: Path, tell: Callable[[dict[str, Any]],
 
     Memory is the largest sum over the processes of the tree, looked at twenty times a second (new processes twice), and
     at least the kernel's own maximum of one process.  That maximum begins with what the parent had when it forked, so
-    whoever calls this must be small: no NumPy.  `read` and `written` are what went through system calls, `disk_*` what reached the disk.
+    whoever calls this must be small: no NumPy.  `read` and `written` are what went through system calls, `disk_*` what
+    reached the disk.
     """
     before, begun, told = time.perf_counter(), time.time(), 0.0
     with log.open("ab") as file:

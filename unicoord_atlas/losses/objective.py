@@ -86,7 +86,7 @@ class Objective:
     def __call__(self, output: StepOutput, batch: MiniBatch, step: int, between_cells: bool = True) -> LossTerms:
         """Total and terms, each the mean over the cells of the batch (padding weighs nothing).
 
-        Without `between_cells` those are left out that compare a batch's cells: it must hold cells of all kinds for that.
+        Without `between_cells` those are left out that compare a batch's cells, which must be of all kinds for that.
         """
         shares_n = batch.weights_n / batch.weights_n.sum()
         config, posterior = self.config, output.posterior
