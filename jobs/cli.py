@@ -27,7 +27,7 @@ from .command_line import (
     cache_of,
     finish,
 )
-from .console_text import one_line
+from .console_text import one_line, plain_console
 from .convert_command import add_convert
 from .evaluate_command import EvaluateGroup, add_mapped
 from .figure_command import add_figure
@@ -59,9 +59,7 @@ app = typer.Typer(
 
 def _page(as_json: bool) -> Any:
     """Where a command shows what it was asked for: stdout, or nowhere if JSON goes there."""
-    from rich.console import Console
-
-    return Console(quiet=as_json)
+    return plain_console(file=sys.stdout, quiet=as_json)
 
 
 add_ingest(app)

@@ -17,7 +17,7 @@ from unicoord_atlas.loaders.object_address import shown
 from unicoord_atlas.loaders.soma_address import is_soma
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.store_files import open_files, open_zarr
-from unicoord_atlas.loaders.zarr_copy import Unequal, copy_to_zarr, require_equal
+from unicoord_atlas.loaders.zarr_copy import copy_to_zarr, require_equal
 
 from .workdir import finished_directory, require_local
 
@@ -73,10 +73,11 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     with _bar("compare", store) as bar:
         try:
             require_equal(store, open_store(options.out), bar.update)
-        except Unequal:
-            if not already:  # what was finished before may be the only copy by now, and what changed, the other
-                shutil.rmtree(options.out)
-            raise
+        except DataError as error:
+            if already:  # it may be the only whole one by now
+                raise DataError(f"{error}; if the copy is the wrong one, remove it and convert again") from error
+            shutil.rmtree(options.out)
+            raise DataError(f"{error}; the copy was removed, convert again") from error
     return {"converted": str(options.out), **counts, "already_done": already}
 
 

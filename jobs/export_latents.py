@@ -10,7 +10,7 @@ import pandas as pd
 
 from unicoord_atlas.allocator import give_back_freed_memory
 from unicoord_atlas.batch import CellColumns
-from unicoord_atlas.coordinates import annotated, facts_of, named_columns, with_free_names
+from unicoord_atlas.coordinates import annotated, facts_of, named_columns
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.reference import ReferenceModel
@@ -77,7 +77,7 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
     if options.part is None:
         with finished_directory(options.out, inputs, {}) as partial, table_files(options.out) as files:
             added = _encoded(store, reference, 0, store.n_obs, files.make)
-            _write(partial, reference, beside(with_free_names(store.obs(arrow_names=True), reference), added), files)
+            _write(partial, reference, beside(store.obs(arrow_names=True), added), files)
         return {"latents": str(options.out), **result}
     check_output(options.out, inputs, {})
     first, last = options.part.rows(store.n_obs)
@@ -86,7 +86,7 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
         _write_rows(store, reference, first, last, partial)
 
     def join(parts: Sequence[Path]) -> None:
-        obs = with_columns(with_free_names(store.obs(arrow_names=True), reference), parts)
+        obs = with_columns(store.obs(arrow_names=True), parts)
         with finished_directory(options.out, inputs, {}) as partial, table_files(options.out) as files:
             copy_tables(parts, files.make)
             _write(partial, reference, obs, files)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from unicoord_atlas.calls import CallRule
-from unicoord_atlas.coordinates import annotated, facts_of, named_columns, with_free_names
+from unicoord_atlas.coordinates import NOVELTY_COLUMNS, annotated, facts_of, named_columns
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.genes import read_gene_table
 from unicoord_atlas.loaders.cell_names import with_python_names
@@ -129,7 +129,7 @@ def _run_part(options: MapQueryOptions, part: Part, reference: ReferenceModel, s
         write_columns(partial, _annotate(options, reference, batches, bare, table_maker(partial)))
 
     def join(parts: Sequence[Path]) -> None:
-        obs = with_columns(with_free_names(source.obs, reference), parts)
+        obs = with_columns(source.obs, parts, NOVELTY_COLUMNS)
         with table_files(options.out) as files:
             copy_tables(parts, files.make)
             result.update(_finish(options, reference, batches.coverage, obs, files))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from unicoord_atlas.coordinates import with_free_names
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
@@ -43,16 +45,19 @@ def write_columns(folder: Path, columns: pd.DataFrame) -> None:
     columns.to_parquet(folder / _COLUMNS)
 
 
-def with_columns(obs: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFrame:
-    """Obs of all cells with the columns of all parts, which have the same categories; names need not be unique."""
+def with_columns(obs: pd.DataFrame, folders: Sequence[Path], ours: Sequence[str] = ()) -> pd.DataFrame:
+    """Obs of all cells with the columns of all parts, which have the same categories; names need not be unique.
+
+    `ours` are further names that obs's own columns must not have.
+    """
     tables = [pd.read_parquet(folder / _COLUMNS) for folder in folders]
     columns = pd.concat([table for table in tables if len(table)])  # one without cells has lost its categories
-    return beside(obs, columns)
+    return beside(obs, columns, ours)
 
 
-def beside(obs: pd.DataFrame, columns: pd.DataFrame) -> pd.DataFrame:
+def beside(obs: pd.DataFrame, columns: pd.DataFrame, ours: Sequence[str] = ()) -> pd.DataFrame:
     """Obs with further columns of the same cells, whatever these call them; its own are shared with the given one."""
-    table = obs.copy(deep=False)
+    table = with_free_names(obs, [*columns, *ours])
     for name in columns:
         table[name] = columns[name].array
     return table

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from unicoord_atlas.checksums import checksum, file_checksum
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
-from unicoord_atlas.loaders.locks import held
+from unicoord_atlas.loaders.locks import held, held_by_name
 from unicoord_atlas.loaders.manifest import read_manifest, without_additions
 from unicoord_atlas.loaders.object_address import object_address
 from unicoord_atlas.loaders.soma_address import SomaAddress, is_soma
@@ -32,6 +32,7 @@ from .full_disk import full_disk_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
 _RECORD = "unfinished.json"
 _REMOVALS, _BETWEEN_REMOVALS = 40, 0.05  # seconds
@@ -103,8 +104,9 @@ def check_output(out: Path, inputs: Sequence[Path], config: Mapping[str, Any]) -
 def finished_file(out: Path) -> Iterator[Path]:
     """Yield a hidden sibling with the same suffix, which gets its name at the end; DataError if the name is taken."""
     require_local(out)
-    partial, lock = out.parent / f".{out.stem}.partial{out.suffix}", out.parent / f".{out.name}.lock"
-    with locked(lock), full_disk_named(partial):
+    partial = out.parent / f".{out.stem}.partial{out.suffix}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _written_by_us(out, held_by_name(out.parent / f".{out.name}.lock")), full_disk_named(partial):
         try:
             if out.exists():
                 raise DataError(f"{out} exists already; remove it or choose another name")
@@ -113,7 +115,6 @@ def finished_file(out: Path) -> Iterator[Path]:
             partial.rename(out)
         finally:
             partial.unlink(missing_ok=True)
-            lock.rmdir()
 
 
 @contextmanager
@@ -254,13 +255,17 @@ def _refuse_other(out: Path, made_from: Mapping[str, Any]) -> None:
 def locked(partial: Path) -> Iterator[None]:
     """Make the directory and hold it; DataError if another process does."""
     partial.mkdir(parents=True, exist_ok=True)
+    with _written_by_us(partial, held(partial, wait=False)):
+        yield
+
+
+@contextmanager
+def _written_by_us(path: Path, lock: AbstractContextManager[None]) -> Iterator[None]:
     with ExitStack() as stack:
         try:
-            stack.enter_context(held(partial, wait=False))
+            stack.enter_context(lock)
         except BlockingIOError:
-            raise DataError(
-                f"{partial} is being written by another process; wait for it or choose another --out"
-            ) from None
+            raise DataError(f"{path} is being written by another process; wait for it or choose another name") from None
         yield
 
 

@@ -29,7 +29,7 @@ class RowFile:
         self._count = path.with_suffix(".rows")
         self.shape = (num_rows, width)
         self.dtype = np.dtype(dtype)
-        self.next_row = min(int(self._count.read_text()), self._rows_in_file()) if self._count.exists() else 0
+        self.next_row = min(self._counted(), self._rows_in_file())
 
     def append(self, values: NDArray[Any]) -> None:
         """Put the rows from `next_row` on."""
@@ -49,6 +49,12 @@ class RowFile:
         for start in range(self.next_row, self.shape[0], _ROWS):
             self.append(rows[source_row_n[start : start + _ROWS]])
 
+    def _counted(self) -> int:
+        try:
+            return int(self._count.read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
     def _rows_in_file(self) -> int:
         row_bytes = self.shape[1] * self.dtype.itemsize
         return self.path.stat().st_size // row_bytes if row_bytes and self.path.exists() else 0
@@ -56,7 +62,11 @@ class RowFile:
     def _reached(self, next_row: int) -> None:
         self.next_row = next_row
         partial = self._count.with_suffix(".partial")
-        partial.write_text(str(self.next_row))
+        with partial.open("w") as file:
+            file.write(str(self.next_row))
+            if self._durable:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(self._count)
 
     def rows(self) -> NDArray[Any]:

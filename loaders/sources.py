@@ -29,6 +29,7 @@ __all__ = ["CellSource", "FileSource", "content_of", "find_sources", "open_sourc
 InputKind = Literal["counts", "lognorm"]
 Content = Literal["counts", "log-normalized values", "scaled values"]
 _IN_ORDER = ("X", "layers/counts", "raw")
+_OF_COUNTS = "ingest without --input lognorm, or a reference of counts"
 _KEPT_OPEN = 4
 """Sources that a process of a cluster keeps open: the next task is likely to read one of them."""
 
@@ -220,13 +221,13 @@ def choose_matrix(file: SourceFile, layer: str | None, input: InputKind) -> str:
     if layer is not None:
         for name in (layer, f"layers/{layer}"):
             if name in file.matrix_names:
-                return name
+                return _unless_counts(file, name, input)
         known = ", ".join(file.matrix_names) or "none"
         raise UsageError(f"{file.path}: --layer {layer!r} is not there; it has: {known}")
     if file.format.startswith("10x"):
         if len(file.matrix_names) > 1:
             raise UsageError(f"{file.path}: holds genomes {', '.join(file.matrix_names)}; choose by --layer NAME")
-        return file.matrix_names[0]
+        return _unless_counts(file, file.matrix_names[0], input)
     wanted: Content = "counts" if input == "counts" else "log-normalized values"
     held: dict[str, Content] = {}
     for name in _IN_ORDER:
@@ -239,7 +240,16 @@ def choose_matrix(file: SourceFile, layer: str | None, input: InputKind) -> str:
     others = [name.removeprefix("layers/") for name in file.matrix_names if name not in held]
     ways = ["--layer NAME" + (f" (one of {', '.join(others)})" if others else "")]
     if input == "counts" and "log-normalized values" in held.values():
-        ways.append("ingest with --input lognorm if it is log1p of normalized counts")
+        ways.append("ingest with --input lognorm if it is log1p of normalized counts, or a reference of such")
     if input == "lognorm" and "counts" in held.values():
-        ways.append("ingest without --input lognorm")
+        ways.append(_OF_COUNTS)
     raise DataError(f"{file.path}: no {wanted}: {holdings}; {' or '.join(ways)}")
+
+
+def _unless_counts(file: SourceFile, name: str, input: InputKind) -> str:
+    """The matrix that was named; DataError if it holds counts and log-normalized values are wanted."""
+    with reading(file.path, name):
+        sample = file.matrix(name).sample() if input == "lognorm" else np.zeros(0)
+    if len(sample) and content_of(sample) == "counts":
+        raise DataError(f"{file.path}: no log-normalized values: {name} holds counts; --layer NAME or {_OF_COUNTS}")
+    return name

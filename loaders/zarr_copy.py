@@ -42,12 +42,8 @@ def copy_to_zarr(out: Path, store: CellStore, progress: Callable[[int], object])
     finish_store(out, layout, obs, store.var(), store.schema, store.normalization)
 
 
-class Unequal(DataError):
-    """Two stores that can both be read hold different cells."""
-
-
 def require_equal(one: CellStore, other: CellStore, progress: Callable[[int], object]) -> None:
-    """Unequal naming the first thing that differs between two stores: genes, cells, labels, counts."""
+    """DataError naming the first thing that differs between two stores: genes, cells, labels, counts."""
     if one.schema != other.schema:
         raise _differs(one, other, "the schema (genes, labels or sources)")
     if not np.array_equal(one.indptr, other.indptr):
@@ -80,5 +76,5 @@ def _blocks(store: CellStore, first: int) -> Iterator[tuple[int, int, CsrBlock]]
         yield start, stop, store.read_ranges(np.array([[start, stop]]), buffer)
 
 
-def _differs(one: CellStore, other: CellStore, what: str) -> Unequal:
-    return Unequal(f"{other.uri} is not equal to {one.uri}: {what} differs; remove it and convert again")
+def _differs(one: CellStore, other: CellStore, what: str) -> DataError:
+    return DataError(f"{other.uri} is not equal to {one.uri}: {what} differs")

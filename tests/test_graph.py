@@ -551,4 +551,6 @@ def test_rows_that_a_power_cut_took_are_not_counted(tmp_path):
     again = RowFile(tmp_path / "t.f32", 10, 3, np.float32)
     assert again.next_row == 5
     again.append(np.full((5, 3), 2))
+    (tmp_path / "t.rows").write_text("")  # a name that a power cut left without what was in it
+    assert RowFile(tmp_path / "t.f32", 10, 3, np.float32).next_row == 0
     np.testing.assert_array_equal(again.rows(), np.repeat([[1.0], [2.0]], 5, axis=0).repeat(3, axis=1))

@@ -440,6 +440,10 @@ def test_a_reference_of_log_normalized_cells_maps_such_and_no_counts(folder, tmp
     assert obs["cell_type_predicted"].tolist() == reference.map(query).obs["cell_type_predicted"].tolist()
     with pytest.raises(DataError, match="no log-normalized values: X holds counts"):
         map_query.run(replace(options, query=tmp_path / "counts.h5ad", out=tmp_path / "other.h5ad"))
+    with pytest.raises(DataError, match="no log-normalized values: layers/raw_counts holds counts"):
+        query.layers["raw_counts"] = counts.X
+        query.write_h5ad(tmp_path / "both.h5ad")
+        map_query.run(replace(options, query=tmp_path / "both.h5ad", layer="raw_counts", out=tmp_path / "other.h5ad"))
     with pytest.raises(DataError, match="holds counts, and the reference was learned from log-normalized values"):
         map_query.run(replace(options, query=folder / "atlas.zarr", out=tmp_path / "other.h5ad"))
     with pytest.raises(DataError, match="no counts: X holds log-normalized values"):

@@ -260,7 +260,7 @@ def test_two_jobs_cannot_write_one_file(tmp_path):
     out = tmp_path / "out.csv"
     with finished_file(out) as partial:
         partial.write_text("first")
-        with pytest.raises(DataError, match="being written by another process"), finished_file(out):
+        with pytest.raises(DataError, match=r"out\.csv is being written by another process"), finished_file(out):
             pass
     assert out.read_text() == "first"
     assert list(tmp_path.iterdir()) == [out]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .reference import Annotation, ReferenceModel
 
 
+NOVELTY_COLUMNS = ("novelty", "novelty_p")
 _ROWS = 65_536
 """Of a table that is read from a file at a time."""
 _ENTRIES = 1 << 20
@@ -169,7 +170,7 @@ class _Columns:
     def __init__(
         self, reference: ReferenceModel, num_rows: int, rule: CallRule | None, ties: tuple[Tie, ...] = ()
     ) -> None:
-        self._reference, self._ties = reference, ties
+        self._ties = ties
         self._labels = reference.config.labels
         names = [label.name for label in self._labels]
         self._codes = {name: np.zeros(num_rows, np.int32) for name in names}
@@ -179,9 +180,7 @@ class _Columns:
         )
         self._calls = {name: np.zeros(num_rows, np.int32) for name in self._callers}
         self._levels = {name: np.zeros(num_rows, np.int8) for name in self._callers}
-        self._novelty = {
-            name: np.zeros(num_rows, np.float32) for name in ("novelty", "novelty_p") if rule and reference.novelty
-        }
+        self._novelty = {name: np.zeros(num_rows, np.float32) for name in NOVELTY_COLUMNS if rule and reference.novelty}
 
     def put(self, part: Annotation) -> None:
         """Fill the rows of a minibatch."""
@@ -206,28 +205,29 @@ class _Columns:
                 caller = self._callers[name]
                 added[f"{name}_call"] = pd.Categorical.from_codes(self._calls[name], list(caller.categories))
                 added[f"{name}_call_level"] = pd.Categorical.from_codes(self._levels[name], list(caller.levels))
-        table = with_free_names(obs, self._reference)
-        for name, values in (added | self._novelty).items():
+        added |= self._novelty
+        table = with_free_names(obs, [*added, *(NOVELTY_COLUMNS if self._callers else ())])
+        for name, values in added.items():
             table[name] = values
         return table
 
 
-def with_free_names(obs: pd.DataFrame, reference: ReferenceModel) -> pd.DataFrame:
-    """The table, shared, with own columns of the names that mapping writes called ``<name>_before``.
+def with_free_names(obs: pd.DataFrame, ours: Iterable[str]) -> pd.DataFrame:
+    """The table, its values shared, with own columns of our names called ``<name>_before``.
 
     So nothing of the cells' own is lost, and what another mapping said of them is not taken for this one's.
     """
-    written = ("predicted", "confidence", "call", "call_level")
-    ours = {f"{label.name}_{what}" for label in reference.config.labels for what in written}
     names, new = set(map(str, obs.columns)), {}
-    for name in sorted(names & (ours | {"novelty", "novelty_p"})):
+    for name in sorted(names & set(ours)):
         new[name] = f"{name}_before"
         while new[name] in names:
             new[name] += "_before"
         names.add(new[name])
     if new:
         print("obs: " + ", ".join(f"{old} is kept as {name}" for old, name in new.items()), file=sys.stderr)
-    return obs.rename(columns=new)
+    table = obs.copy(deep=False)
+    table.columns = pd.Index([new.get(str(name), name) for name in obs.columns])
+    return table
 
 
 def _tables(part: Annotation, probabilities: bool) -> dict[str, NDArray[np.float32]]:

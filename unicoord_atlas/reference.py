@@ -234,7 +234,7 @@ class ReferenceModel:
         Parameters
         ----------
         adata
-            Cells with raw counts in X or in a layer; genes are found by symbol or Ensembl id.
+            Cells with raw counts, or what else the reference was learned from; genes are found by symbol or Ensembl id.
         probabilities
             Also the probability of every class, as obsm["X_unicoord_<label>"].
         rule
@@ -276,7 +276,7 @@ class ReferenceModel:
         Parameters
         ----------
         adata
-            Cells with raw counts in X or in a layer, to start from.
+            Cells with raw counts (or what else the reference learned from) in X or in a layer, to start from.
         how
             What is changed and how cells are drawn: ``Generation(Changes(labels={"cell_type": "B"}))``.
         like, num

@@ -57,8 +57,6 @@ class LatentSpec(BaseModel):
         names = [*(latent.name for latent in self.discrete), *(latent.name for latent in self.continuous)]
         if len(set(names)) != len(names):
             raise ConfigError(f"latent: a name is used twice among {names}")
-        if any(each.name == "bio" for each in self.discrete):
-            raise ConfigError("latent: no label can be called 'bio': obsm/X_unicoord_bio is taken; rename the column")
         if not names:
             raise ConfigError("latent: no dimension at all; set latent.discrete or latent.unsupervised_continuous")
         sizes = tuple(latent.num_categories for latent in self.discrete)

@@ -200,6 +200,8 @@ def _latent_spec(
     scales: list[_Known],
     ties: tuple[Refinement, ...],
 ) -> LatentSpec:
+    if any(label.name == "bio" for label in labels):
+        raise ConfigError("latent: no label can be called 'bio': obsm/X_unicoord_bio is taken; rename the column")
     discrete = [DiscreteLatent(name=label.name, num_categories=len(label.categories)) for label in labels]
     discrete += [
         DiscreteLatent(name=f"unsupervised_discrete_{number}", num_categories=size, supervised=False)
