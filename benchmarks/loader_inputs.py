@@ -16,7 +16,8 @@ import numpy as np
 from unicoord_atlas.jobs.workdir import finished_directory
 from unicoord_atlas.loaders import open_store
 from unicoord_atlas.loaders.zarr_layout import MatrixLayout
-from unicoord_atlas.loaders.zarr_writer import AtlasWriter, finish_store
+from unicoord_atlas.loaders.zarr_tables import finish_store
+from unicoord_atlas.loaders.zarr_writer import AtlasWriter
 
 if TYPE_CHECKING:
     from unicoord_atlas.loaders.zarr_store import ZarrStore

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _LONGEST = 1500
 """Letters of a message: a name may have a million."""
@@ -12,6 +13,8 @@ _LONGEST = 1500
 
 def plain_console(**options: Any) -> Console:
     """A console that shows names as they are, `[` and `:` in them included; on stderr unless `file` is given."""
+    from rich.console import Console  # late: the parser of every command imports this module
+
     return Console(stderr="file" not in options, markup=False, emoji=False, **options)
 
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 
 from .console_text import one_line
+from .plotting import plt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,8 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-mpl.rcParams["text.parse_math"] = False  # a $ in the name of a type begins no formula
 
 _GAP = 0.02
 _LONGEST = 50

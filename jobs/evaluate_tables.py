@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from unicoord_atlas.errors import ConfigError
-
 from .console_text import one_line, plain_console
 from .workdir import write_json
 
@@ -30,12 +28,8 @@ def write_evaluation(
     mixing: Mapping[str, float],
 ) -> None:
     """Write all of it, and print the summary on stderr; ConfigError if matplotlib is not installed."""
-    try:
-        from .evaluate_figures import draw_calibration, draw_confusion, draw_flow
-    except ImportError:
-        raise ConfigError(
-            "evaluate draws figures with matplotlib, which is not installed: pip install 'unicoord-atlas[report]'"
-        ) from None
+    from .evaluate_figures import draw_calibration, draw_confusion, draw_flow  # late: matplotlib is an extra
+
     write_json(folder / "evaluation.json", _facts(found, mixing))
     explained.to_csv(folder / "explained_variance.csv")
     if activities is not None:

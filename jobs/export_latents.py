@@ -10,7 +10,8 @@ import pandas as pd
 
 from unicoord_atlas.allocator import give_back_freed_memory
 from unicoord_atlas.batch import CellColumns
-from unicoord_atlas.coordinates import annotated, facts_of, named_columns
+from unicoord_atlas.coordinate_facts import facts_of
+from unicoord_atlas.coordinates import annotated, named_columns
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.reference import ReferenceModel

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import warnings
-
-import anndata
-import matplotlib as mpl
-
-mpl.use("Agg")
-
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
+import anndata
 
 from unicoord_atlas.training.metrics import read_metrics
 
+from .plotting import plt
+
 if TYPE_CHECKING:
     from pathlib import Path
-
-mpl.rcParams["text.parse_math"] = False  # a $ in the name of a type begins no formula
 
 
 def draw_demo(folder: Path) -> list[Path]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list
+
+from .plotting import plt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,8 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from unicoord_atlas.gene_sets.selection import Groups
-
-mpl.rcParams["text.parse_math"] = False  # a $ in the name of a type begins no formula
 
 _LONGEST = 60
 

@@ -14,6 +14,7 @@ from unicoord_atlas.loaders.source_files import SourceFile, open_file, reading
 from unicoord_atlas.loaders.sources import content_of
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.zarr_layout import MANIFEST
+from unicoord_atlas.normalization import HELD
 
 from .console_text import plain_console
 
@@ -55,7 +56,7 @@ def _store(path: Path) -> dict[str, Any]:
         "genes": store.n_vars,
         "gene_key": store.schema.gene_key,
         "entries": int(store.indptr[-1]),
-        "matrices": {"X": "log-normalized values" if store.normalization.log_input else "counts"},
+        "matrices": {"X": HELD[store.normalization.input]},
         "sources": {source.name: source.num_cells for source in store.schema.sources},
         "genes_left_out_of_size_factors": int(store.normalization.highly_expressed_g.sum()),
         "labels": {name: _label(column) for name, column in labels.items()},

@@ -21,7 +21,7 @@ from unicoord_atlas.loaders.tally import unfinished_normalization
 from unicoord_atlas.loaders.write_pass import TALLY, write_counts
 from unicoord_atlas.loaders.zarr_layout import SIZE_FACTOR, MatrixLayout, count_dtype
 from unicoord_atlas.loaders.zarr_store import ZarrStore
-from unicoord_atlas.loaders.zarr_writer import finish_store
+from unicoord_atlas.loaders.zarr_tables import finish_store
 
 from .convert import write_soma
 from .workdir import check_output, finished_directory, scratch_of

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from unicoord_atlas.calls import CallRule
-from unicoord_atlas.coordinates import NOVELTY_COLUMNS, annotated, facts_of, named_columns
+from unicoord_atlas.coordinate_facts import facts_of
+from unicoord_atlas.coordinates import NOVELTY_COLUMNS, annotated, named_columns
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.genes import read_gene_table
 from unicoord_atlas.loaders.cell_names import with_python_names

@@ -10,7 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unicoord_atlas.coordinates import coordinates, require_coordinates_of
+from unicoord_atlas.coordinate_facts import require_coordinates_of
+from unicoord_atlas.coordinates import coordinates
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.neighbors.query_knn import query_nearest
 from unicoord_atlas.reference import ReferenceModel

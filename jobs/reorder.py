@@ -23,7 +23,7 @@ from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.store_files import LocalFiles
 from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, DISTANCES, GRAPH_FACTS
 from unicoord_atlas.loaders.zarr_store import ZarrStore, require_zarr
-from unicoord_atlas.loaders.zarr_writer import finish_store
+from unicoord_atlas.loaders.zarr_tables import finish_store
 from unicoord_atlas.neighbors.space_order import split_order
 
 from .amend_store import ADDITIONS, amended_store, finish_amendment

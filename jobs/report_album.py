@@ -10,8 +10,6 @@ from PIL import Image
 
 from unicoord_atlas.report.page import Picture
 
-from .plotting import plt
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -27,9 +25,8 @@ class Album:
         """Draw a figure under a name made of its title; one of many colours keeps them all."""
         self._count += 1
         name = f"{self._count:02d}-{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')[:60]}"
-        with plt.rc_context({"text.parse_math": False}):  # a $ in the name of a type begins no formula
-            for suffix in self._suffixes:
-                draw(self._folder / f"{name}{suffix}")
+        for suffix in self._suffixes:
+            draw(self._folder / f"{name}{suffix}")
         path = self._folder / f"{name}.png"
         return Picture(title, path.read_bytes() if many_colours else _fewer_colours(path))
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from unicoord_atlas.allocator import give_back_freed_memory
 from unicoord_atlas.config import RunConfig
-from unicoord_atlas.coordinates import require_coordinates_of
+from unicoord_atlas.coordinate_facts import require_coordinates_of
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.loaders.cell_names import read_frame
 from unicoord_atlas.loaders.source_files import reading

@@ -14,7 +14,8 @@ import zarr
 from . import zarr_layout as names
 from .cell_names import with_python_names
 from .h5ad_writer import CsrWriter
-from .zarr_writer import EMPTY, ShardStream, create_matrix, write_tables
+from .zarr_tables import EMPTY, write_tables
+from .zarr_writer import ShardStream, create_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

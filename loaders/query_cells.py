@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.normalization import HELD
 from unicoord_atlas.query import Cells
 
 from .in_order import in_order
@@ -112,9 +113,8 @@ def open_query(path: Path, layer: str | None = None, input: InputKind = "counts"
     if layer not in (None, "X"):
         raise UsageError(f"{store.uri}: an atlas has one matrix, X; leave out --layer")
     if input != store.normalization.input:
-        names = {"counts": "counts", "lognorm": "log-normalized values"}
         raise DataError(
-            f"{store.uri}: holds {names[store.normalization.input]}, and the reference was learned from {names[input]};"
-            " give such cells"
+            f"{store.uri}: holds {HELD[store.normalization.input]}, and the reference was learned from {HELD[input]}; "
+            "give such cells"
         )
     yield StoreCells(store)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 import numpy as np
 
 from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.normalization import HELD, InputKind
 
 from .source_files import H5_SUFFIXES, SourceFile, is_zarr, open_file, reading
 
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 
     from .row_matrix import RowMatrix
 
-__all__ = ["CellSource", "FileSource", "content_of", "find_sources", "open_source"]
+__all__ = ["CellSource", "FileSource", "InputKind", "content_of", "find_sources", "open_source"]
 
-InputKind = Literal["counts", "lognorm"]
 Content = Literal["counts", "log-normalized values", "scaled values"]
 _IN_ORDER = ("X", "layers/counts", "raw")
 _OF_COUNTS = "ingest without --input lognorm, or a reference of counts"
@@ -228,7 +228,7 @@ def choose_matrix(file: SourceFile, layer: str | None, input: InputKind) -> str:
         if len(file.matrix_names) > 1:
             raise UsageError(f"{file.path}: holds genomes {', '.join(file.matrix_names)}; choose by --layer NAME")
         return _unless_counts(file, file.matrix_names[0], input)
-    wanted: Content = "counts" if input == "counts" else "log-normalized values"
+    wanted = HELD[input]
     held: dict[str, Content] = {}
     for name in _IN_ORDER:
         if name in file.matrix_names and not (name == "layers/counts" and input == "lognorm"):

@@ -12,7 +12,8 @@ from unicoord_atlas.errors import DataError
 from .row_matrix import bounded_cuts
 from .store import CsrBuffer
 from .zarr_layout import SIZE_FACTOR, SOURCE, MatrixLayout
-from .zarr_writer import AtlasWriter, finish_store
+from .zarr_tables import finish_store
+from .zarr_writer import AtlasWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

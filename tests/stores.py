@@ -12,7 +12,8 @@ from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.jobs.workdir import finished_directory
 from unicoord_atlas.loaders.zarr_layout import MatrixLayout, count_dtype
-from unicoord_atlas.loaders.zarr_writer import AtlasWriter, finish_store
+from unicoord_atlas.loaders.zarr_tables import finish_store
+from unicoord_atlas.loaders.zarr_writer import AtlasWriter
 from unicoord_atlas.normalization import Normalization
 from unicoord_atlas.schema import AtlasSchema, LabelColumn, Source
 

@@ -498,3 +498,17 @@ def test_cells_of_so_few_counts_that_no_gene_is_left_are_refused_before_training
     with pytest.raises(DataError, match="none is left for size factors"):
         train.run(options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_what_was_done_already_is_said_as_json_where_that_is_asked_for(monkeypatch, capsys, tmp_path, words):
+    def job() -> None:
+        raise AlreadyDone(tmp_path / "out.zarr")
+
+    monkeypatch.setattr(sys, "argv", ["unicoord-atlas", "generate", *words])
+    assert run_command(job) == 0
+    said = capsys.readouterr()
+    assert "is finished already" in said.err
+    assert [json.loads(line) for line in said.out.splitlines()] == (
+        [{"out": str(tmp_path / "out.zarr"), "already_done": True}] if words else []
+    )

@@ -18,7 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 from unicoord_atlas.calls import CallRule, ParentShares
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.coordinate_changes import Changes
-from unicoord_atlas.coordinates import facts_of, require_coordinates_of
+from unicoord_atlas.coordinate_facts import facts_of, require_coordinates_of
 from unicoord_atlas.encode import encode_batches
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.generate import Generation, decode_rows, mode_latents

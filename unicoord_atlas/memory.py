@@ -9,16 +9,15 @@ import scipy.sparse as sp
 
 from .csr_block import CsrBlock
 from .errors import DataError
+from .normalization import HELD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Literal
 
     import anndata
     import pandas as pd
 
-
-_HELD = {"counts": "counts", "lognorm": "log-normalized values"}
+    from .normalization import InputKind
 
 
 class AnnDataCells:
@@ -26,20 +25,18 @@ class AnnDataCells:
 
     path = "the AnnData given"
 
-    def __init__(
-        self, adata: anndata.AnnData, layer: str | None = None, input: Literal["counts", "lognorm"] = "counts"
-    ) -> None:
+    def __init__(self, adata: anndata.AnnData, layer: str | None = None, input: InputKind = "counts") -> None:
         """Take X, or a layer; DataError if it does not hold `input`."""
         matrix = adata.X if layer is None else adata.layers[layer]
         if matrix is None:
-            raise DataError(f"the AnnData given has no X; name the layer that holds {_HELD[input]}")
+            raise DataError(f"the AnnData given has no X; name the layer that holds {HELD[input]}")
         self._rows = sp.csr_matrix(matrix)
         values = self._rows.data
         if len(values) and not (
             np.isfinite(values).all() and values.min() >= 0 and (values == np.rint(values)).all() == (input == "counts")
         ):
             name = "X" if layer is None else f"layers[{layer!r}]"
-            raise DataError(f"{name} of the AnnData given holds no {_HELD[input]}; name the layer that does")
+            raise DataError(f"{name} of the AnnData given holds no {HELD[input]}; name the layer that does")
         self.var: pd.DataFrame = adata.var
         self.n_obs: int = adata.n_obs
 

@@ -20,6 +20,9 @@ from .errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+InputKind = Literal["counts", "lognorm"]
+HELD: dict[InputKind, str] = {"counts": "counts", "lognorm": "log-normalized values"}
+"""What a matrix of each kind holds, in words."""
 TARGET_SUM = 1e4
 MAX_FRACTION = 0.05
 
@@ -49,7 +52,7 @@ class Normalization:
             raise DataError(f"normalization: arrays of different lengths {sorted(shapes)}; the store is damaged")
 
     @property
-    def input(self) -> Literal["counts", "lognorm"]:
+    def input(self) -> InputKind:
         """What cells have to hold for this: raw counts, or log-normalized values if the atlas held such."""
         return "lognorm" if self.log_input else "counts"
 
