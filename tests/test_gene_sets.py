@@ -215,6 +215,16 @@ def test_forest_in_parts_ranks_sets_as_one_forest_does():
     np.testing.assert_array_equal(found, forest_importance(scores, types, 60, 0, 2))
 
 
+def test_forest_sees_no_more_than_the_order_of_scores():
+    rng = np.random.default_rng(1)
+    types = rng.integers(0, 3, 2_000)
+    scores = np.maximum(rng.normal(size=(2_000, 4)), 0).astype(np.float32)  # half of them the same
+    scores[:, 2] += types
+    found = forest_importance(scores, types, 16, 0, 2)
+    np.testing.assert_array_equal(found, forest_importance(scores * 8, types, 16, 0, 2))
+    assert found.argmax() == 2
+
+
 def test_p_values_come_from_random_sets_of_the_size():
     null = NullEntropies(np.array([10, 1000]), np.array([[0.0, 1, 2, 3], [2.0, 3, 4, 5]]))
     np.testing.assert_allclose(null.of_size(100), [1, 2, 3, 4])  # half-way in the logarithm

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 
 def tile_size(device: torch.device, num_cells: int) -> int:
-    """Genes a tile: one that stays in a core's cache on CPU, one that fills the device elsewhere."""
-    return 2048 if device.type == "cpu" else max(2048, 2**25 // max(num_cells, 1) // 256 * 256)
+    """Genes a tile: cells and weights of one stay in a core's cache on CPU, one fills the device elsewhere."""
+    on_cpu = device.type == "cpu"
+    fits = max(2048, (2**20 if on_cpu else 2**25) // max(num_cells, 1) // 256 * 256)
+    return min(fits, 4096) if on_cpu else fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,13 @@ class GeneTile:
     rows_z: Tensor
     """(z,) int32: cell of each of these entries."""
     at_z: Tensor
-    """(z,) int64: place of each in the (n, t) matrix of the tile, flat."""
+    """(z,) int64, ascending: place of each in the (t, n) matrix of the tile, flat."""
 
     def dense(self, values_z: Tensor, num_rows: int) -> Tensor:
-        """(n, t) of the minibatch's values in gene order."""
-        dense_nt = values_z.new_zeros((num_rows, self.genes.stop - self.genes.start))
-        dense_nt.view(-1).index_copy_(0, self.at_z, values_z[self.entries])
-        return dense_nt
+        """(t, n) of the minibatch's values in gene order."""
+        dense_tn = values_z.new_zeros((self.genes.stop - self.genes.start, num_rows))
+        dense_tn.view(-1).index_copy_(0, self.at_z, values_z[self.entries])
+        return dense_tn
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class GeneOrder:
     """(g + 1,) int64: gene j holds the entries gene_ptr[j]:gene_ptr[j + 1]."""
     host_gene_ptr: HostCopy
     """The same where tiles of genes are cut."""
+    num_rows: int
 
     @classmethod
     def of(cls, rows: SparseRows) -> GeneOrder:
@@ -91,7 +94,7 @@ class GeneOrder:
         genes = genes.add_(32_768) if fits else genes
         gene_ptr = _first_of_each(genes, rows.num_genes)
         rows_z = rows.row_of_entry().to(torch.int32).index_select(0, entries)
-        return cls(entries, rows_z, genes, gene_ptr, HostCopy.of(gene_ptr))
+        return cls(entries, rows_z, genes, gene_ptr, HostCopy.of(gene_ptr), rows.num_rows)
 
     def tiles(self, size: int) -> Iterator[GeneTile]:
         """All genes, so many at a time."""
@@ -99,7 +102,7 @@ class GeneOrder:
         for start, (first, last) in zip(range(0, num_genes, size), pairwise([*firsts, len(self.genes_z)]), strict=True):
             genes, entries = slice(start, min(start + size, num_genes)), slice(first, last)
             rows_z = self.rows_z[entries]
-            at_z = (rows_z * (genes.stop - start)).add_(self.genes_z[entries]).sub_(start)  # int32 as far as it reaches
+            at_z = (self.genes_z[entries] - start).mul_(self.num_rows).add_(rows_z)  # int32 as far as it reaches
             yield GeneTile(genes, entries, rows_z, at_z.to(torch.int64))
 
 

@@ -59,7 +59,7 @@ class _TiledLinear(torch.autograd.Function):
         ctx.values_z, ctx.order, ctx.num_rows = values_z, order, rows.num_rows
         sum_nh = torch.zeros((rows.num_rows, weight_gh.shape[1]), dtype=weight_gh.dtype, device=weight_gh.device)
         for tile in order.tiles(tile_size(weight_gh.device, rows.num_rows)):
-            sum_nh += tile.dense(values_z, rows.num_rows) @ weight_gh[tile.genes].to(dtype)
+            sum_nh += tile.dense(values_z, rows.num_rows).t() @ weight_gh[tile.genes].to(dtype)
         return sum_nh
 
     @staticmethod
@@ -68,7 +68,7 @@ class _TiledLinear(torch.autograd.Function):
         grad_nh, num_genes = grads[0].to(ctx.values_z.dtype), len(ctx.order.gene_ptr) - 1
         grad_gh = torch.empty((num_genes, grad_nh.shape[1]), dtype=grads[0].dtype, device=grad_nh.device)
         for tile in ctx.order.tiles(tile_size(grad_nh.device, ctx.num_rows)):
-            grad_gh[tile.genes] = tile.dense(ctx.values_z, ctx.num_rows).t() @ grad_nh
+            grad_gh[tile.genes] = tile.dense(ctx.values_z, ctx.num_rows) @ grad_nh
         return grad_gh, None, None, None
 
 
