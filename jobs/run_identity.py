@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unicoord_atlas.errors import DataError
+from unicoord_atlas.loaders.locks import held_by_name
 from unicoord_atlas.training.checkpoint import read_json, write_json
 
-from .workdir import require_local
+from .workdir import require_local, written_by_us
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from unicoord_atlas.config import RunConfig
     from unicoord_atlas.loaders.store import CellStore
 
@@ -48,6 +53,17 @@ def claim(out: Path, store: CellStore, config: RunConfig) -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / _SETTINGS).write_text(config.to_toml(), encoding="utf-8")
         write_json(out / RUN_FACTS, _facts(store, config))
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Hold the name of a run, on the first rank; DataError if another process trains into it."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with written_by_us(out, held_by_name(out.parent / f".{out.name}.lock")):
+        yield
 
 
 def by_dotted_name(config: RunConfig) -> dict[str, str]:

@@ -51,7 +51,7 @@ from .diffusion import graph_of, latent_table, with_neighbors
 from .full_disk import full_disk_named
 from .label_tables import columns_of_table
 from .mirrored_run import mirrored, send_finished
-from .run_identity import by_dotted_name, claim, refuse_other
+from .run_identity import alone, by_dotted_name, claim, refuse_other
 from .train_report import REPORT, write_report
 from .train_summary import preparation_text, summary_table
 from .workdir import finished_directory
@@ -97,7 +97,7 @@ def run(options: TrainOptions) -> dict[str, Any]:
         send_finished(mirror, options.out)
         _say(f"{options.out} is finished already, from the same atlas and settings")
         return _summary(options, finished, dict(ReferenceModel.load(options.out / "model").config.metrics))
-    with full_disk_named(options.out):  # also of what others write: TensorBoard's events
+    with alone(options.out), full_disk_named(options.out):  # also of what others write: TensorBoard's events
         result = _train(options, store, mirror)
     if result is None:
         return {}
@@ -128,14 +128,15 @@ def _train(options: TrainOptions, store: CellStore, mirror: RunMirror | None) ->
     expected = estimate(run, options.config.stream.memory_bytes)
     if accelerator.is_main_process:
         _say(expected)
-    accelerator.init_trackers("tensorboard", config=by_dotted_name(config))
+    # Of TensorBoard the folder's name in RUN, of others that of the project.
+    project = "tensorboard" if {*config.train.trackers} <= {"tensorboard"} else "unicoord-atlas"
+    accelerator.init_trackers(project, config=by_dotted_name(config))
     try:
         progress = run_training(run)
     except Stopped as stopped:
-        had_best = accelerator.is_main_process and latest_progress(options.out / "checkpoints").best_epoch > 0
-        if had_best and stopped.exit_code == 128 + signal.SIGINT:
+        if accelerator.is_main_process and stopped.exit_code == 128 + signal.SIGINT:
             _finish(options, store, prepared, run)
-            _say(f"{options.out}/model holds the best epoch so far")
+            _say(f"{options.out}/model holds what was best so far")
         if mirror is not None:
             mirror.wait()
         raise

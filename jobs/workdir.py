@@ -106,7 +106,7 @@ def finished_file(out: Path) -> Iterator[Path]:
     require_local(out)
     partial = out.parent / f".{out.stem}.partial{out.suffix}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _written_by_us(out, held_by_name(out.parent / f".{out.name}.lock")), full_disk_named(partial):
+    with written_by_us(out, held_by_name(out.parent / f".{out.name}.lock")), full_disk_named(partial):
         try:
             if out.exists():
                 raise DataError(f"{out} exists already; remove it or choose another name")
@@ -255,12 +255,13 @@ def _refuse_other(out: Path, made_from: Mapping[str, Any]) -> None:
 def locked(partial: Path) -> Iterator[None]:
     """Make the directory and hold it; DataError if another process does."""
     partial.mkdir(parents=True, exist_ok=True)
-    with _written_by_us(partial, held(partial, wait=False)):
+    with written_by_us(partial, held(partial, wait=False)):
         yield
 
 
 @contextmanager
-def _written_by_us(path: Path, lock: AbstractContextManager[None]) -> Iterator[None]:
+def written_by_us(path: Path, lock: AbstractContextManager[None]) -> Iterator[None]:
+    """Hold a lock meanwhile; DataError that names the output if another process does."""
     with ExitStack() as stack:
         try:
             stack.enter_context(lock)

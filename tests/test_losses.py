@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from unicoord_atlas.errors import ConfigError
 from unicoord_atlas.hierarchy import Hierarchy
 from unicoord_atlas.losses.elbo import capacity_weight_step, categorical_kl, clustering, gaussian_kl
 from unicoord_atlas.losses.independence import (
+    Told,
     distance_correlation,
     distances,
     independence,
@@ -235,6 +237,20 @@ def test_independence_looks_at_labelled_cells_and_names_what_it_may_hide():
     padded = torch.cat([z, z.new_full((2, 1), 99.0)])
     again = independence(padded.detach(), minibatch(np.ones((42, 3)), more), [told])
     torch.testing.assert_close(again, whole.detach())
+
+
+def test_of_many_cells_the_same_are_compared_in_whatever_order_they_come():
+    """Processes hold a minibatch's cells in another order than one does; each step compares others of them."""
+    rng = np.random.default_rng(2)
+    told = Told(0, False, ())
+    codes = rng.integers(0, 2, (1_500, 1))
+    z = torch.from_numpy(rng.normal(size=(1_500, 2)) + codes)
+    batch = minibatch(np.ones((1_500, 3)), codes)
+    order = torch.from_numpy(rng.permutation(1_500))
+    turned = replace(minibatch(np.ones((1_500, 3)), codes[order.numpy()]), rows_n=batch.rows_n[order])
+    first = independence(z, batch, [told], step=7)
+    torch.testing.assert_close(independence(z[order], turned, [told], step=7), first)
+    assert independence(z, batch, [told], step=8) != first
 
 
 def test_strata_are_weighed_together():

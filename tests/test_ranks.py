@@ -95,7 +95,9 @@ def test_losses_and_accuracies_are_those_of_all_cells(runs):
         assert [two[name] for name in names] == pytest.approx([one[name] for name in names], rel=close)
 
 
-@pytest.mark.parametrize("setting", [{"gradient_compression": "bf16"}, {"trackers": ("abacus",)}])
+@pytest.mark.parametrize(
+    "setting", [{"gradient_compression": "bf16"}, {"trackers": ("abacus",)}, {"trackers": ("tensorboard", "comet_ml")}]
+)
 def test_what_cannot_be_is_refused(tmp_path, setting):
     with pytest.raises(ConfigError, match=f"train.{next(iter(setting))} = "):
         make_accelerator(TrainConfig(**setting), torch.device("cpu"), tmp_path)

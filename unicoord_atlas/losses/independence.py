@@ -10,8 +10,8 @@ labels:
 
 A and B are the U-centred distances of the means and of the labels: 0 or 1 between classes, |a - b| between values.
 It is 0 on average where both are independent, and at most 1, whatever the units.  Pairs are those of a whole minibatch,
-of all processes together, so that several learn what one does while it has 512 cells at most: of more the first are
-taken, process by process.  Of a step's accumulated parts each has its own pairs.
+of all processes together, so that several learn what one does; of more than 512 cells so many are drawn, the same
+whatever process has them.  Of a step's accumulated parts each has its own pairs.
 Source: Szekely & Rizzo 2014, "Partial distance correlation with methods for dissimilarities", equations 3.1 to 3.3.
 Shapes: n cells, d unsupervised dimensions, l labels, c continuous labels.
 """
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
 from unicoord_atlas.errors import ConfigError
+from unicoord_atlas.model.noise import Noise, Purpose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,9 +76,16 @@ def labels_to_hide(names: Sequence[str], spec: LatentSpec) -> tuple[Told, ...]:
     )
 
 
-def independence(z_nd: Tensor, batch: MiniBatch, told: Sequence[Told]) -> Tensor:
-    """Scalar: sum of the squared distance correlations with each of the labels, over cells that have all labels."""
-    terms, everyones_nd = [], of_all_processes(z_nd)[:_MOST]
+def independence(z_nd: Tensor, batch: MiniBatch, told: Sequence[Told], step: int = 0) -> Tensor:
+    """Scalar: sum of the squared distance correlations with each of the labels, over cells that have all labels.
+
+    Parameters
+    ----------
+    step
+        Of the run: each draws others of its cells, where they are too many to compare.
+    """
+    drawn = drawn_cells(of_all_processes(batch.rows_n), step)
+    terms, everyones_nd = [], of_all_processes(z_nd)[drawn]
     for label in told:
         labels_n = batch.values_nc[:, label.column] if label.is_value else batch.codes_nl[:, label.column]
         known_n = ~labels_n.isnan() if label.is_value else labels_n >= 0
@@ -87,13 +95,20 @@ def independence(z_nd: Tensor, batch: MiniBatch, told: Sequence[Told]) -> Tensor
             codes_n = batch.codes_nl[:, column]
             known_n = known_n & (codes_n >= 0)
             strata_n = strata_n * size + codes_n.clamp(min=0)
-        labels_n = of_all_processes(torch.nan_to_num(labels_n))[:_MOST]
-        strata_n = of_all_processes(torch.where(known_n, strata_n, -1))[:_MOST]
+        labels_n = of_all_processes(torch.nan_to_num(labels_n))[drawn]
+        strata_n = of_all_processes(torch.where(known_n, strata_n, -1))[drawn]
         gap_nn = labels_n[:, None] - labels_n
         apart_nn = (gap_nn.abs() if label.is_value else gap_nn != 0).to(z_nd.dtype)
         places_nd = everyones_nd / spread(everyones_nd, strata_n >= 0)
         terms.append(distance_correlation(places_nd, apart_nn, strata_n))
     return torch.stack(terms).sum()
+
+
+def drawn_cells(rows_n: Tensor, step: int) -> Tensor | slice:
+    """Which cells are compared: all, or 512 by the random bits of the cell and the step."""
+    if len(rows_n) <= _MOST:
+        return slice(None)
+    return Noise(0, step, rows_n).keys(Purpose.PAIRS).topk(_MOST, largest=False).indices
 
 
 def spread(z_nd: Tensor, counted_n: Tensor) -> Tensor:

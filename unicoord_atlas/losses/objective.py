@@ -110,7 +110,7 @@ class Objective:
             unsupervised_nd = posterior.mean_nd[:, self.spec.num_supervised_continuous :]
             unsupervised_nd = unsupervised_nd.to(torch.promote_types(unsupervised_nd.dtype, torch.float32))
             weight = config.independence * warmed_up(step, config.independence_warmup_steps)
-            terms["independence"] = weight * independence(unsupervised_nd, batch, self.hidden)
+            terms["independence"] = weight * independence(unsupervised_nd, batch, self.hidden, step)
         if config.clustering > 0 and between_cells and len(self.spec.discrete) > self.spec.num_supervised_discrete:
             terms["clustering"] = config.clustering * self._clustering(output)
         total = torch.stack(list(terms.values())).sum()

@@ -41,6 +41,7 @@ class Purpose(IntEnum):
     JITTER = 12
     THINNING_SECOND = 13
     THINNING_MANY = 14
+    PAIRS = 15
     DROPOUT = 64  # plus the layer's number
 
 

@@ -18,7 +18,7 @@ from .calibration import calibrate
 from .novelty_fit import novelty_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from unicoord_atlas.config import RunConfig
     from unicoord_atlas.model.joint_vae import JointVAE
     from unicoord_atlas.normalization import Normalization
-    from unicoord_atlas.schema import AtlasSchema
+    from unicoord_atlas.schema import AtlasSchema, LabelColumn
 
     from .calibration import Calibration
     from .preparation import Preparation
@@ -77,11 +77,18 @@ def finished_model(
     metrics |= hierarchy_metrics(checked, codes, names, ties)
     metrics["genes_never_predicted"] = float(never_predicted(model, trained))
     facts = reference_config(model, config, prepared, schema, calibration, metrics)
-    reference = ReferenceModel(model.eval(), facts, schema, normalization)
+    reference = ReferenceModel(model.eval(), facts, with_folded(schema, prepared.labels), normalization)
     if checked:
         shallower = shallower_batches(sampled, normalization, config.train.seed)
         reference.novelty = novelty_of(reference, training, reference_cells, sampled, narrower, shallower)
     return reference
+
+
+def with_folded(schema: AtlasSchema, trained: Sequence[LabelColumn]) -> AtlasSchema:
+    """The atlas's schema that also says which of its categories the run folded, with their counts."""
+    folded = {label.name: label.folded for label in trained}
+    labels = [label.model_copy(update={"folded": folded.get(label.name, {})}) for label in schema.labels]
+    return schema.model_copy(update={"labels": tuple(labels)})
 
 
 def narrower_batches(

@@ -5,11 +5,12 @@ Source: the paper, Methods, "Model training".
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -26,6 +27,7 @@ from .validation import validate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from unicoord_atlas.batch import MiniBatch
 
@@ -75,6 +77,8 @@ def run_training(run: Training) -> Progress:
         while progress.epoch < run.num_epochs and not _out_of_patience(progress, run.config.early_stopping_patience):
             _epoch(run, state)
         run.accelerator.wait_for_everyone()
+        if told := _told(run, state):  # all is saved: the same command has only the rest to do
+            raise Stopped(told, progress.step)
     return progress
 
 
@@ -86,11 +90,14 @@ def _epoch(run: Training, state: _State) -> None:
         run.training.load_state_dict(progress.stream)
     trained = _train_epoch(run, state)
     require_finite_weights(run.model, progress.step)  # else they would pass for the best: nan is never worse
-    progress.epoch, progress.stream, progress.means = progress.epoch + 1, {}, {}
-    with state.parts.averaged.applied() if state.parts.averaged else nullcontext():
-        validated = validate(run)
-        if _note_best(progress, validated.get("validation_loss")) and run.accelerator.is_main_process:
-            save_best(run.folder / "checkpoints", run.model, progress.epoch)
+    with _weights_to_keep(state):
+        validated = validate(run, lambda: bool(_told(run, state)))
+        if validated is not None:
+            progress.epoch, progress.stream, progress.means = progress.epoch + 1, {}, {}
+            if _note_best(progress, validated.get("validation_loss")) and run.accelerator.is_main_process:
+                save_best(run.folder / "checkpoints", run.model, progress.epoch)
+    if validated is None:  # the same command finds no step left of this epoch, and validates
+        _stop(run, state, _told(run, state))
     patience = run.config.early_stopping_patience
     progress.finished = progress.epoch == run.num_epochs or _out_of_patience(progress, patience)
     entry = {"epoch": progress.epoch - 1, "step": progress.step, **trained, **validated}
@@ -99,6 +106,29 @@ def _epoch(run: Training, state: _State) -> None:
         append_metrics(run.folder / "metrics.jsonl", entry)
     if progress.finished or _due(run, state):
         _save(run, state)
+
+
+def _weights_to_keep(state: _State) -> AbstractContextManager[None]:
+    """The averaged ones, where there are such."""
+    return state.parts.averaged.applied() if state.parts.averaged else nullcontext()
+
+
+def _told(run: Training, state: _State) -> int:
+    """The signal by which all ranks stop now; 0 if none came to any of them."""
+    return agreed_step(run.accelerator, {}, state.received)[1]
+
+
+def _stop(run: Training, state: _State, number: int) -> NoReturn:
+    """Save and raise Stopped; after Ctrl-C before any epoch's end the weights so far are the best there are."""
+    progress = state.progress
+    if number == signal.SIGINT and progress.best_epoch < 0:
+        progress.best_epoch = 0
+        if run.accelerator.is_main_process:
+            with _weights_to_keep(state):
+                save_best(run.folder / "checkpoints", run.model, 0)
+    _save(run, state)
+    run.accelerator.wait_for_everyone()  # the first to leave would take the one that saves with it
+    raise Stopped(number, progress.step)
 
 
 def _steps_per_epoch(run: Training) -> int:
@@ -115,6 +145,7 @@ def _train_epoch(run: Training, state: _State) -> dict[str, float]:
     with closing(batch for batch in run.training) as batches:  # or what reads ahead would live as long as a traceback
         _train_steps(run, state, bar, batches, means, clock)
     progress.seconds += clock.seconds
+    progress.stream, progress.means = run.training.state_dict(), means.saved()
     losses = means.over_ranks(run.accelerator)
     require_finite(losses, progress.step)
     speed = clock.speed()
@@ -145,10 +176,7 @@ def _train_steps(
             means.add(terms)
         if stop or _due(run, state):
             progress.stream, progress.means = run.training.state_dict(), means.saved()
-            _save(run, state)
-        if stop:
-            run.accelerator.wait_for_everyone()  # the first to leave would take the one that saves with it
-            raise Stopped(stop, progress.step)
+            _stop(run, state, stop) if stop else _save(run, state)
 
 
 def _log_step(run: Training, step: int, terms: Mapping[str, float]) -> None:

@@ -111,7 +111,14 @@ def prepare(
 def split_rows(config: RunConfig, obs: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Training and validation rows, ascending: a seeded hash of each cell's name, or of its `validation_by` value.
 
-    A cell's side does not depend on what other cells there are.  Excluded cells are on neither.
+    A cell's side does not depend on what other cells there are; but of few values, of which the hash would hold out
+    none or all, the one with the smallest hash is held out or that with the largest is not.  Excluded cells are on
+    neither side.
+
+    Raises
+    ------
+    ConfigError
+        If no cell is left to train on, or all have one value of `validation_by`.
     """
     chosen = np.ones(len(obs), np.bool_)
     if config.data.max_cells and config.data.max_cells < len(obs):
@@ -123,9 +130,7 @@ def split_rows(config: RunConfig, obs: pd.DataFrame) -> tuple[NDArray[np.int64],
     fraction = config.data.validation_fraction
     if config.data.validation_by:
         values = require_column(obs, config.data.validation_by).astype("string").fillna("")
-        distinct = values.drop_duplicates()
-        held_out = values.map(dict(zip(distinct, _hash_shares(distinct, config.train.seed) < fraction, strict=True)))
-        validation = held_out.to_numpy(np.bool_)
+        validation = values.isin(_held_out(values[chosen], config)).to_numpy(np.bool_)
     else:
         validation = _hash_shares(obs.index.to_series(), config.train.seed) < fraction
     rows = np.arange(len(obs), dtype=np.int64)
@@ -133,6 +138,21 @@ def split_rows(config: RunConfig, obs: pd.DataFrame) -> tuple[NDArray[np.int64],
     if not len(training):
         raise ConfigError(f"data.validation_fraction = {fraction} leaves no training cell of {len(obs)}")
     return training, rows[chosen & validation]
+
+
+def _held_out(values: pd.Series, config: RunConfig) -> pd.Series:
+    """The values whose cells are for validation."""
+    distinct, fraction = values.drop_duplicates(), config.data.validation_fraction
+    if not fraction:
+        return distinct.iloc[:0]
+    if len(distinct) < 2:
+        raise ConfigError(
+            f"data.validation_by = {config.data.validation_by!r}: all cells have one value of it; name a column with "
+            "several, or set data.validation_fraction = 0"
+        )
+    shares = _hash_shares(distinct, config.train.seed)
+    number = np.clip((shares < fraction).sum(), 1, len(distinct) - 1)
+    return distinct.iloc[np.argsort(shares, kind="stable")[:number]]
 
 
 def _meets(obs: pd.DataFrame, condition: str) -> NDArray[np.bool_]:

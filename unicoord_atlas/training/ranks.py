@@ -38,7 +38,8 @@ def make_accelerator(config: TrainConfig, device: torch.device, folder: Path) ->
     Raises
     ------
     ConfigError
-        If a tracker is unknown, or gradients are to be compressed where torch cannot: it does so between GPUs only.
+        If a tracker is unknown or not installed, or gradients are to be compressed where torch cannot: it does so
+        between GPUs only.
     """
     if config.gradient_compression != "none" and device.type == "cpu":
         raise ConfigError(
@@ -48,7 +49,7 @@ def make_accelerator(config: TrainConfig, device: torch.device, folder: Path) ->
     # Buffers are facts of the atlas that never change: they need no broadcast in each step.
     wrapping = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, comm_hook=hook)
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=device.type == "cpu",
             log_with=list(config.trackers) or None,
             project_dir=folder,
@@ -56,6 +57,13 @@ def make_accelerator(config: TrainConfig, device: torch.device, folder: Path) ->
         )
     except ValueError as error:
         raise ConfigError(f"train.trackers = {list(config.trackers)}: {error}") from error
+    missing = {*config.trackers} - {"all"} - {str(found) for found in accelerator.log_with}
+    if missing:  # accelerate would go on without them
+        raise ConfigError(
+            f"train.trackers = {list(config.trackers)}: {', '.join(sorted(missing))} is not installed; install it, or "
+            "leave it out"
+        )
+    return accelerator
 
 
 def wrap_for_ranks(

@@ -12,7 +12,7 @@ from unicoord_atlas.allocator import give_back_freed_memory
 from .metrics import RunningMeans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from unicoord_atlas.batch import MiniBatch
     from unicoord_atlas.model.joint_vae import JointVAE, StepOutput
@@ -23,15 +23,21 @@ _WARMED_UP = 10**9
 """A step at which every loss has its final weight."""
 
 
+_LOOK_EVERY = 20
+"""Batches between looks at whether to stop: the same on all ranks, which have equally many."""
+
+
 @torch.no_grad()
-def validate(run: Training) -> dict[str, float]:
-    """Mean deterministic losses and accuracies over the validation cells, if there are any."""
+def validate(run: Training, told: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+    """Mean deterministic losses and accuracies over the validation cells, if there are any; None if told to stop."""
     if run.validation is None:
         return {}
     run.model.eval()
     give_back_freed_memory()  # what is free after an epoch is in pieces that batches of another kind do not fit in
     means = RunningMeans()
-    for batch in run.bar(run.validation, len(run.validation), "validation"):
+    for number, batch in enumerate(run.bar(run.validation, len(run.validation), "validation")):
+        if number % _LOOK_EVERY == 0 and told():
+            return None
         on_device = batch.to(run.accelerator.device)
         cells = on_device.weights_n.sum()
         # A batch of nothing but a padding cell, as a rank's last may be, has no mean of its own; it counts 0 times.
