@@ -43,17 +43,20 @@ class LabelEvaluation:
     """One label's predictions against the truth."""
 
     label: str
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
+    """None of what cannot be measured: nll without probabilities."""
     classes: pd.DataFrame
     bins: pd.DataFrame
     confusion: pd.DataFrame
     """Cells of each true class that the reference has, by predicted class."""
     flow: pd.DataFrame
-    """Cells of each label of the query, those that the reference lacks included, by predicted class."""
+    """Cells of each label of the query, those that the reference lacks or has as "other" included, by prediction."""
+    lacking: pd.DataFrame
+    """Types that the reference lacks: their cells and, where novelty is known, how well they stand out."""
 
 
 def run(options: EvaluateOptions) -> dict[str, Any]:
-    """Measure, write JSON, tables and figures."""
+    """Measure, write JSON, tables and, if matplotlib is installed, figures."""
     inputs = [options.mapped, *([options.label_map] if options.label_map else [])]
     settings = {"truth": options.truth, "batch": options.batch}
     check_output(options.out, inputs, settings)
@@ -72,7 +75,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     dims = [str(name) for name in facts["dims"]]
     coordinates = np.asarray(adata.obsm["X_unicoord"], np.float32)
     columns = [text.partition("=")[0] for text in options.truth] + ([options.batch] if options.batch else [])
-    known = evaluation.explained_by(adata.obs[columns], coordinates, dims)
+    known = evaluation.explained_by(_labels(adata.obs, facts, columns), coordinates, dims)
     activities = _activities(adata, facts, found[0].label, coordinates, dims)
     mixing = _mixing(adata, columns[0], options.batch) if options.batch else {}
     with finished_directory(options.out, inputs, settings) as partial:
@@ -92,11 +95,14 @@ def _evaluated(adata: anndata.AnnData, facts: dict[str, Any], text: str, options
         raise UsageError(
             f"--truth {text}: the reference has no label {label!r}; write {column}=LABEL with one of: {known}"
         )
-    truth = _truth(adata.obs, column, label, options)
+    names = _truth(adata.obs, column, label, options)
     categories = [str(name) for name in facts["categories"][label]]
+    folded = {str(name) for name in facts.get("folded", {}).get(label, ())}  # older files do not say it
+    truth = evaluation.as_classes(names, categories, folded)
     predicted = adata.obs[f"{label}_predicted"].to_numpy(str)
     confidence = adata.obs[f"{label}_confidence"].to_numpy(np.float32)
     inside = np.isin(truth, categories)
+    strange = ~inside & (truth != UNLABELLED)
     if not inside.any():
         raise DataError(
             f"--truth {text}: none of its values ({', '.join(sorted(set(truth))[:5])}) is a class of the reference "
@@ -105,29 +111,28 @@ def _evaluated(adata: anndata.AnnData, facts: dict[str, Any], text: str, options
     classes = evaluation.class_scores(truth[inside], predicted[inside])
     right = truth[inside] == predicted[inside]
     bins = evaluation.calibration_bins(right, confidence[inside])
-    metrics = {
+    table, codes = adata.obsm.get(f"X_unicoord_{label}"), pd.Categorical(truth[inside], categories).codes
+    metrics: dict[str, float | None] = {
         "cells": int(inside.sum()),
-        "cells_of_other_types": int((~inside & (truth != UNLABELLED)).sum()),
+        "cells_of_other_types": int(strange.sum()),
         "accuracy": float(right.mean()),
         "macro_f1": float(classes["f1"].mean()),
         "ece": evaluation.calibration_error(bins),
         "accuracy_of_most_confident_90": evaluation.selective_accuracy(right, confidence[inside], 0.9),
+        "nll": None if table is None else evaluation.negative_log_likelihood(np.asarray(table)[inside], codes),
     }
-    table = adata.obsm.get(f"X_unicoord_{label}")
-    if table is not None:
-        codes = pd.Categorical(truth[inside], categories).codes
-        metrics["nll"] = evaluation.negative_log_likelihood(np.asarray(table)[inside], codes)
     above = _parents_above(facts, label)
     if above:
         metrics["hierarchical_f1"] = evaluation.hierarchical_f1(truth[inside], predicted[inside], above)
-    metrics |= _call_metrics(adata.obs, label, truth, inside, above) | _novelty_metrics(adata.obs, truth, inside)
+    metrics |= _call_metrics(adata.obs, label, truth, inside, above) | _novelty_metrics(adata.obs, inside, strange)
     confusion = pd.crosstab(truth[inside], predicted[inside], rownames=["truth"], colnames=["predicted"])
-    flow = pd.crosstab(truth, predicted, rownames=["truth"], colnames=["predicted"])
-    return LabelEvaluation(label, metrics, classes, bins, confusion, flow)
+    flow = pd.crosstab(names, predicted, rownames=["truth"], colnames=["predicted"])
+    lacking = _lacking(adata.obs, names, inside, strange)
+    return LabelEvaluation(label, metrics, classes, bins, confusion, flow, lacking)
 
 
 def _truth(obs: pd.DataFrame, column: str, label: str, options: EvaluateOptions) -> NDArray[np.str_]:
-    """(n,) true classes under the reference's names where the label map has one; unlabelled cells are marked."""
+    """(n,) true types, under the reference's names where the label map has one; unlabelled cells are marked."""
     if column not in obs:
         raise UsageError(f"--truth {column}: obs has no such column; it has: {', '.join(map(str, obs.columns))}")
     values = obs[column].astype("string").replace("", pd.NA)
@@ -176,18 +181,46 @@ def _call_metrics(
     return metrics | ({"accuracy_of_calls": float(right[called].mean())} if called.any() else {})
 
 
-def _novelty_metrics(obs: pd.DataFrame, truth: NDArray[np.str_], inside: NDArray[np.bool_]) -> dict[str, float]:
+def _novelty_metrics(obs: pd.DataFrame, inside: NDArray[np.bool_], strange: NDArray[np.bool_]) -> dict[str, float]:
     """False alarms among known types; where the query has types that the reference lacks, how well they stand out."""
     if "novelty" not in obs:
         return {}
+    metrics = {"false_alarms_at_0.05": float((obs["novelty_p"].to_numpy(np.float32)[inside] < 0.05).mean())}
+    return metrics | (_standing_out(obs, inside, strange) if strange.any() else {})
+
+
+def _standing_out(obs: pd.DataFrame, inside: NDArray[np.bool_], strange: NDArray[np.bool_]) -> dict[str, float]:
+    """How well some cells that are strange are told from those of known types; nothing if novelty is not known."""
+    if "novelty" not in obs:
+        return {}
     novelty, p_values = obs["novelty"].to_numpy(np.float32), obs["novelty_p"].to_numpy(np.float32)
-    strange = ~inside & (truth != UNLABELLED)
-    metrics = {"false_alarms_at_0.05": float((p_values[inside] < 0.05).mean())}
-    if strange.any():
-        labelled = inside | strange
-        metrics["novelty_auroc"] = evaluation.separation(strange[labelled], novelty[labelled])
-        metrics["found_at_0.05"] = float((p_values[strange] < 0.05).mean())
-    return metrics
+    either = inside | strange
+    return {
+        "novelty_auroc": evaluation.separation(strange[either], novelty[either]),
+        "found_at_0.05": float((p_values[strange] < 0.05).mean()),
+    }
+
+
+def _lacking(
+    obs: pd.DataFrame, names: NDArray[np.str_], inside: NDArray[np.bool_], strange: NDArray[np.bool_]
+) -> pd.DataFrame:
+    """Each type that the reference lacks by itself; index = type."""
+    rows = {}
+    for name in np.unique(names[strange]):
+        own = strange & (names == name)
+        rows[str(name)] = {"cells": int(own.sum()), **_standing_out(obs, inside, own)}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _labels(obs: pd.DataFrame, facts: dict[str, Any], asked: list[str]) -> pd.DataFrame:
+    """What dimensions may know of the cells: the columns asked for, and those of obs that are a label of the reference.
+
+    Discrete ones are text, whatever they are in obs; missing where a cell has none.
+    """
+    discrete = list(dict.fromkeys([*asked, *(name for name in facts["categories"] if name in obs)]))
+    supervised = [name for name in map(str, facts.get("supervised", ())) if name in obs and name not in discrete]
+    numbers = [name for name in supervised if pd.api.types.is_numeric_dtype(obs[name])]
+    return obs[[*discrete, *numbers]].astype(dict.fromkeys(discrete, "string")).replace("", pd.NA)
 
 
 def _activities(

@@ -49,8 +49,10 @@ def mapped(
 ) -> None:
     """Compare predictions with the truth: `evaluate MAPPED --truth cell_type --out DIR`.
 
-    Accuracy, F1, hierarchical F1, calibration (ECE over 15 bins of equal mass, NLL), calls, novelty of cells whose
-    type the reference lacks, confusion, the flow from labels to predictions, and what each dimension knows.
+    Accuracy, F1, hierarchical F1, calibration (ECE over 15 bins of equal mass; NLL if MAPPED was made with
+    --probabilities), calls, novelty of each type that the reference lacks, confusion, the flow from labels to
+    predictions, and what each dimension knows of every label of the reference that obs has.  Classes that the
+    reference folded, and "Others", count as its class "other".
     """
     from . import evaluate as job
 

@@ -19,6 +19,7 @@ from unicoord_atlas.reference import ReferenceModel
 
 from .console_text import one_line, plain_console
 from .evaluate import UNLABELLED
+from .optional_figures import can_draw
 from .workdir import check_output, describe_input, finished_directory, write_json
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class EvaluateReconstructionOptions:
 
 
 def run(options: EvaluateReconstructionOptions) -> dict[str, Any]:
-    """Write reconstruction.json, genes.csv, cells.csv, groups.csv and a figure.
+    """Write reconstruction.json, genes.csv, cells.csv, groups.csv and, if matplotlib is installed, a figure.
 
     Raises
     ------
@@ -57,8 +58,6 @@ def run(options: EvaluateReconstructionOptions) -> dict[str, Any]:
     UnicoordError
         Naming the file or the option, and the way out.
     """
-    from .reconstruction_figure import draw_reconstruction  # late: matplotlib is an extra
-
     table = describe_input(options.gene_table) if options.gene_table else None
     settings = {"by": options.by, "layer": options.layer, "gene_table": table}
     inputs = [options.cells, options.reference]
@@ -78,7 +77,10 @@ def run(options: EvaluateReconstructionOptions) -> dict[str, Any]:
         errors = {"error": found.error_n, "mean_profile_error": found.mean_error_n}
         pd.DataFrame(errors, index=names).to_csv(partial / "cells.csv", index_label="cell")
         by_group.to_csv(partial / "groups.csv")
-        draw_reconstruction(genes, by_group, facts["explained"], partial / "reconstruction.png")
+        if can_draw():
+            from .reconstruction_figure import draw_reconstruction  # late: matplotlib is an extra
+
+            draw_reconstruction(genes, by_group, facts["explained"], partial / "reconstruction.png")
     _say(by_group, facts)
     return {"evaluation": str(options.out), **facts}
 

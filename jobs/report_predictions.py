@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from unicoord_atlas.evaluation import calibration_bins, calibration_error, class_scores
+from unicoord_atlas.evaluation import as_classes, calibration_bins, calibration_error, class_scores
 from unicoord_atlas.report.page import Section, Table
 
 from .evaluate_figures import draw_calibration, draw_confusion
@@ -123,7 +123,8 @@ def _of_mapped(inputs: Inputs) -> Iterator[Predictions]:
     obs = inputs.mapped.obs
     for label in inputs.reference.config.labels:
         if label.name in obs:
-            truth = obs[label.name].astype("string").fillna("").to_numpy(str)
+            names = obs[label.name].astype("string").fillna("").to_numpy(str)
+            truth = as_classes(names, label.categories, label.folded)
             inside = np.isin(truth, label.categories)
             if inside.any():
                 yield _predictions(label.name, "mapped cells", truth[inside], obs[inside])

@@ -16,6 +16,14 @@ def labelled(n: int = 500) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return true, probabilities.argmax(axis=1), probabilities
 
 
+def test_folded_classes_and_others_in_any_case_are_the_class_other():
+    names = np.array(["B", "Megakaryocyte", "Others", "OTHER", "Alien"])
+    found = evaluation.as_classes(names, ["B", "other"], {"Megakaryocyte"})
+    assert found.tolist() == ["B", "other", "other", "other", "Alien"]
+    assert evaluation.as_classes(names, ["B"], {"Megakaryocyte"}).tolist() == names.tolist()
+    assert evaluation.as_classes(names[:0], ["B", "other"], {"Megakaryocyte"}).tolist() == []
+
+
 def test_class_scores_are_scikit_learn_s():
     true, predicted, _ = labelled()
     names = np.array(["a", "b", "c", "d"])
@@ -65,6 +73,16 @@ def test_explained_variance_is_the_share_between_groups_and_the_squared_correlat
     total = ((values - values.mean(axis=0)) ** 2).sum(axis=0)
     np.testing.assert_allclose(table.loc["type"], 1 - within / total, atol=1e-5)
     np.testing.assert_allclose(table.loc["time", "two"], np.corrcoef(time, values[:, 1])[0, 1] ** 2, rtol=1e-5)
+
+
+def test_cells_without_a_finite_number_and_columns_without_a_value_explain_nothing():
+    labels = pd.DataFrame({"none": [None] * 4, "time": [0, 1, np.inf, np.nan], "type": ["x", "x", "y", None]})
+    values = np.array([[0], [2], [9], [5]], np.float32)
+    table = evaluation.explained_by(labels, values, ["one"])
+    assert list(table.index) == ["time", "type"]
+    assert table.loc["time", "one"] == pytest.approx(1)
+    total = ((values[:3] - values[:3].mean()) ** 2).sum()
+    assert table.loc["type", "one"] == pytest.approx(1 - 2 / total)
 
 
 def test_activities_are_ranked_by_welch_s_t():

@@ -1,6 +1,7 @@
 """evaluate reconstruction against numpy on dense cells."""
 
 import json
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -97,6 +98,17 @@ def test_tables_are_those_of_dense_cells(folder, tmp_path):
     assert groups.loc["T", "error"] == pytest.approx(errors[members].mean(), rel=1e-2)
     assert json.loads((out / "reconstruction.json").read_text())["cells"] == 300
     assert (out / "reconstruction.png").stat().st_size > 10_000
+
+
+def test_without_matplotlib_the_tables_are_written(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    folder, _, _ = folder
+    out = tmp_path / "out"
+    options = EvaluateReconstructionOptions(folder / "query.h5ad", folder / "reference", out)
+    evaluate_reconstruction.run(options)
+    tables = {"reconstruction.json", "genes.csv", "cells.csv", "groups.csv", "manifest.json"}
+    assert {path.name for path in out.iterdir()} == tables
+    assert "no figures: matplotlib is not installed; pip install" in capsys.readouterr().err
 
 
 def test_a_model_is_saved_whole_and_never_over_another(folder, tmp_path):

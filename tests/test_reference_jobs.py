@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import scipy.sparse as sp
 import torch
 from cells import counts_of_types
 from references import random_cells, random_reference
+from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from unicoord_atlas.calls import CallRule, ParentShares
@@ -299,6 +301,103 @@ def test_evaluate_reads_other_names_by_a_map(folder, tmp_path):
     assert scores[0]["labels"]["cell_type"] == scores[1]["labels"]["cell_type"]
     with pytest.raises(UsageError, match="author=LABEL"):
         evaluate.run(evaluate.EvaluateOptions(tmp_path / "mapped.h5ad", ["author"], tmp_path / "none"))
+
+
+def test_without_probabilities_the_summary_says_how_to_get_a_likelihood(folder, tmp_path):
+    mapped = anndata.read_h5ad(folder / "mapped.h5ad")
+    del mapped.obsm["X_unicoord_cell_type"]
+    mapped.write_h5ad(tmp_path / "mapped.h5ad")
+    evaluate.run(evaluate.EvaluateOptions(tmp_path / "mapped.h5ad", ["cell_type"], tmp_path / "out"))
+    metrics = json.loads((tmp_path / "out" / "evaluation.json").read_text())["labels"]["cell_type"]["metrics"]
+    assert metrics["nll"] is None
+    (line,) = (line for line in (tmp_path / "out" / "summary.txt").read_text().splitlines() if "nll" in line)
+    assert "no probabilities: map again with --probabilities" in line
+
+
+def test_each_type_that_the_reference_lacks_is_scored_by_itself(folder, tmp_path):
+    mapped = anndata.read_h5ad(folder / "mapped.h5ad")
+    names = mapped.obs["cell_type"].to_numpy(str).astype(object)
+    names[np.flatnonzero(names == "Alien")[::3]] = "Martian"
+    mapped.obs["cell_type"] = names
+    mapped.write_h5ad(tmp_path / "mapped.h5ad")
+    evaluate.run(evaluate.EvaluateOptions(tmp_path / "mapped.h5ad", ["cell_type"], tmp_path / "out"))
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["labels"]["cell_type"]["lacking"]
+    assert set(found) == {"Alien", "Martian"}
+    known, novelty = np.isin(names.astype(str), NAMES[:3]), mapped.obs["novelty"].to_numpy()
+    for name, scores in found.items():
+        own = names == name
+        assert scores["cells"] == own.sum()
+        assert scores["novelty_auroc"] == pytest.approx(roc_auc_score(own[known | own], novelty[known | own]))
+        assert scores["found_at_0.05"] == pytest.approx((mapped.obs["novelty_p"].to_numpy()[own] < 0.05).mean())
+    table = pd.read_csv(tmp_path / "out" / "cell_type_lacking.csv", index_col="type")
+    assert table["cells"].to_dict() == {name: scores["cells"] for name, scores in found.items()}
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert "types that the reference lacks" in summary and "Martian" in summary
+
+
+def test_folded_classes_are_other_wherever_the_truth_is_scored(folder, tmp_path):
+    """As if T had been folded: what is said of its cells under other names is what was said of T."""
+    mapped = anndata.read_h5ad(folder / "mapped.h5ad")
+    plain = evaluate.run(evaluate.EvaluateOptions(folder / "mapped.h5ad", ["cell_type"], tmp_path / "plain"))
+    facts = mapped.uns["unicoord"]
+    for place, key in ((facts["categories"], "cell_type"), (facts["parents"]["cell_type"], "children")):
+        place[key] = ["other" if name == "T" else str(name) for name in place[key]]
+    for name in ("cell_type_predicted", "cell_type_call"):
+        mapped.obs[name] = mapped.obs[name].astype(str).replace("T", "other").astype("category")
+    names = mapped.obs["cell_type"].to_numpy(str).astype(object)
+    cells = np.flatnonzero(names == "T")
+    names[cells[::3]], names[cells[1::3]], names[cells[2::3]] = "Megakaryocyte", "Others", "other"
+    mapped.obs["cell_type"] = names
+    facts["folded"] = {"cell_type": ["Megakaryocyte"]}
+    mapped.write_h5ad(tmp_path / "folded.h5ad")
+    folded = evaluate.run(evaluate.EvaluateOptions(tmp_path / "folded.h5ad", ["cell_type"], tmp_path / "folded"))
+    assert folded["labels"]["cell_type"] == pytest.approx(plain["labels"]["cell_type"])
+    tables = tmp_path / "folded"
+    confusion, flow = (pd.read_csv(tables / f"cell_type_{name}.csv", index_col=0) for name in ("confusion", "flow"))
+    assert confusion.loc["other"].sum() == len(cells) and "Megakaryocyte" not in confusion.index
+    assert flow.loc["Megakaryocyte"].sum() == len(cells[::3])
+    del facts["folded"]  # a file of an older version: it only knows how "other" may be spelled
+    mapped.write_h5ad(tmp_path / "older.h5ad")
+    older = evaluate.run(evaluate.EvaluateOptions(tmp_path / "older.h5ad", ["cell_type"], tmp_path / "older"))
+    lacking = [scores["labels"]["cell_type"]["cells_of_other_types"] for scores in (older, plain)]
+    assert lacking[0] == lacking[1] + len(cells[::3])
+
+
+def test_coordinates_say_which_classes_were_folded():
+    assert facts_of(random_reference(0))["folded"] == {"cell_type": ["ILC"], "platform": []}
+
+
+def test_what_dimensions_know_of_every_label_is_in_the_json_and_in_the_summary(folder, tmp_path):
+    mapped = anndata.read_h5ad(folder / "mapped.h5ad")
+    first = str(mapped.uns["unicoord"]["dims"][0])
+    mapped.uns["unicoord"]["supervised"] = [first]
+    mapped.obs[first] = mapped.obsm["X_unicoord"][:, 0]
+    mapped.write_h5ad(tmp_path / "mapped.h5ad")
+    evaluate.run(evaluate.EvaluateOptions(tmp_path / "mapped.h5ad", ["cell_type"], tmp_path / "out"))
+    table = pd.read_csv(tmp_path / "out" / "explained_variance.csv", index_col=0)
+    facts = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert set(facts["explained_variance"]) == set(table.index) == {"cell_type", "cell_class", first}
+    for label, best in facts["explained_variance"].items():
+        assert best == {"dimension": table.loc[label].idxmax(), "explained": pytest.approx(table.loc[label].max())}
+    assert facts["explained_variance"][first] == {"dimension": first, "explained": pytest.approx(1)}
+    activities = pd.read_csv(tmp_path / "out" / "activities.csv")
+    assert set(facts["activities"]) == set(activities["group"]) == set(NAMES[:3])
+    for group, rows in activities.groupby("group"):
+        assert facts["activities"][group]["score"] == pytest.approx(rows["score"].max())
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert "largest explained variance" in summary and "what sets each predicted type apart" in summary
+
+
+def test_without_matplotlib_an_evaluation_lacks_its_figures_alone(folder, tmp_path, capsys, monkeypatch):
+    drawn, bare = tmp_path / "drawn", tmp_path / "bare"
+    evaluate.run(evaluate.EvaluateOptions(folder / "mapped.h5ad", ["cell_type"], drawn))
+    assert "no figures" not in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    evaluate.run(evaluate.EvaluateOptions(folder / "mapped.h5ad", ["cell_type"], bare))
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("no figures"))
+    assert "matplotlib is not installed; pip install 'unicoord-atlas[report]'" in line
+    names = {path.name for path in drawn.iterdir()}
+    assert {path.name for path in bare.iterdir()} == {name for name in names if not name.endswith(".png")} < names
 
 
 def test_a_reference_by_path_is_where_it_is():

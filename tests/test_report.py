@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -26,6 +27,7 @@ from unicoord_atlas.jobs import (
     report,
     report_cells,
     report_figures,
+    report_predictions,
     train,
 )
 from unicoord_atlas.jobs.report_album import Album
@@ -36,6 +38,7 @@ from unicoord_atlas.jobs.report_predictions import continuous_section
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.report.page import DATA_ID, Section, Table, json_in_html, page
 from unicoord_atlas.report.plane import drawn_rows
+from unicoord_atlas.schema import LabelColumn
 from unicoord_atlas.training.metrics import read_metrics
 
 HOSTILE = ['</script><img src="https://a.example/x.png" onerror="x()">', r"$\frac{B", 'T & "NK"']
@@ -159,6 +162,20 @@ def test_mapped_cells_are_scored_against_their_truth(folder, numbers):
     obs = anndata.read_h5ad(folder / "mapped.h5ad").obs
     right = obs["cell_type"].astype(str) == obs["cell_type_predicted"].astype(str)
     assert numbers["predictions"]["cell_type"]["mapped cells"]["accuracy"] == right.mean()
+
+
+def test_mapped_cells_of_folded_classes_are_scored_as_other():
+    label = LabelColumn(name="cell_type", categories=("B", "other"), counts=(9, 5), folded={"Megakaryocyte": 5})
+    columns = {
+        "cell_type": ["B", "Megakaryocyte", "Others", "Alien"],
+        "cell_type_predicted": ["B", "other", "B", "B"],
+        "cell_type_confidence": np.float32([0.9, 0.8, 0.7, 0.6]),
+    }
+    reference = SimpleNamespace(config=SimpleNamespace(labels=(label,)))
+    inputs = SimpleNamespace(mapped=SimpleNamespace(obs=pd.DataFrame(columns)), reference=reference)
+    (found,) = report_predictions._of_mapped(inputs)
+    assert found.truth.tolist() == ["B", "other", "other"]
+    assert found.predicted.tolist() == ["B", "other", "B"]
 
 
 def test_continuous_dimensions_are_compared_in_validation_cells(folder, numbers):

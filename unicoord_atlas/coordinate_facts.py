@@ -46,6 +46,7 @@ def facts_of(reference: ReferenceModel) -> dict[str, object]:
         "dims": list(reference.dims),
         "supervised": [each.name for each in reference.config.network.latent.continuous if each.supervised],
         "categories": {label.name: list(label.categories) for label in reference.config.labels},
+        "folded": {label.name: list(label.folded) for label in reference.config.labels},
         "parents": parents,
         "technical": list(reference.config.technical),
         "version": __version__,

@@ -10,13 +10,33 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from .tree_levels import OTHER
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
 NUM_BINS = 15
 _LEAST = 1e-12
+
+
+def as_classes(names_n: NDArray[np.str_], categories: Collection[str], folded: Collection[str]) -> NDArray[np.str_]:
+    """(n,) names of types as a reference has them: what it folded, and "Others" in any case, is its class "other".
+
+    Parameters
+    ----------
+    categories
+        The reference's classes; where "other" is none of them, names stay as they are.
+    folded
+        Classes with too few training cells, which became "other".
+    """
+    if "other" not in categories:
+        return names_n
+    distinct, codes = np.unique(names_n, return_inverse=True)
+    goes = [name not in categories and (name in folded or name.lower() in OTHER) for name in map(str, distinct)]
+    result: NDArray[np.str_] = np.where(goes, "other", distinct)[codes]
+    return result
 
 
 def class_scores(true_n: NDArray[np.str_], predicted_n: NDArray[np.str_]) -> pd.DataFrame:
@@ -106,17 +126,21 @@ def separation(strange_n: NDArray[np.bool_], scores_n: NDArray[np.float32]) -> f
 def explained_by(labels: pd.DataFrame, values_nd: NDArray[np.float32], names: Sequence[str]) -> pd.DataFrame:
     """(labels, d) share of each dimension's variance that each obs column explains: what a dimension knows of a label.
 
-    A category explains by its means, a number by a straight line; cells without the label are left out.
+    A category explains by its means, a number by a straight line; cells without the label, or with a number that is
+    not finite, are left out, and so are columns that no cell is left of.
     """
     rows = {}
     for title, column in labels.items():
-        known = column.notna().to_numpy()
+        is_number = pd.api.types.is_numeric_dtype(column)
+        values_n = column.to_numpy(np.float64, na_value=np.nan) if is_number else None
+        known = column.notna().to_numpy(np.bool_) if values_n is None else np.isfinite(values_n)
+        if not known.any():
+            continue
         part = values_nd[known].astype(np.float64)
         centred = part - part.mean(axis=0)
         total_d = np.maximum((centred**2).sum(axis=0), _LEAST)
-        if pd.api.types.is_numeric_dtype(column):
-            numbers = column[known].to_numpy(np.float64)
-            numbers = numbers - numbers.mean()
+        if values_n is not None:
+            numbers = values_n[known] - values_n[known].mean()
             rows[str(title)] = (numbers @ centred) ** 2 / max(float(numbers @ numbers), _LEAST) / total_d
         else:
             codes = pd.Categorical(column[known]).codes
