@@ -27,6 +27,8 @@ class BrowseOptions:
     """0: any that is free."""
     names: tuple[str, ...] = ()
     """Further host names that the server is called by."""
+    maps: Path | None = None
+    """Folder for a map that is made; beside the cells if None."""
 
 
 def run(options: BrowseOptions) -> None:
@@ -41,7 +43,7 @@ def run(options: BrowseOptions) -> None:
             f"browse needs {error.name}, which is not installed: pip install 'unicoord-atlas[report]'"
         ) from None
     with _listening(options.host, options.port) as listener:
-        browsed = open_browsed(options.path)
+        browsed = open_browsed(options.path, options.maps)
         app = make_app(browsed, {*LOOPBACK, options.host.lower(), *(name.lower() for name in options.names)})
 
         class Server(uvicorn.Server):
@@ -55,8 +57,10 @@ def run(options: BrowseOptions) -> None:
         print("ended", file=sys.stderr)
 
 
-def open_browsed(path: Path) -> Browsed:
+def open_browsed(path: Path, maps: Path | None = None) -> Browsed:
     """Cells and their map; of a reference also its reconfiguration, on the map of its cells or of its seeds.
+
+    A map that is made is kept in the folder `maps`, or beside the cells.
 
     Raises
     ------
@@ -73,11 +77,11 @@ def open_browsed(path: Path) -> Browsed:
 
     if not (path / "config.json").exists():
         cells = cells_of_file(path)
-        return Browsed(path.name, cells, places_of(path, cells), None)
+        return Browsed(path.name, cells, places_of(path, cells, maps), None)
     reference = ReferenceModel.load(path)
     bundled = (path / LATENTS).exists()
     cells = cells_of_file(path / LATENTS) if bundled else cells_of_seeds(reference)
-    places = places_of(path, cells)
+    places = places_of(path, cells, maps)
     search = ReferenceCells.open(path, ()).search if (path / INDEX).exists() else None
     reconfiguration = Reconfiguration(reference, cells.bio(), places, cells, search) if reference.seeds else None
     return Browsed(path.name, cells, places, reconfiguration)

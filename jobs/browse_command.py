@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,9 +14,11 @@ def add_browse(app: typer.Typer) -> None:
 
 def browse(
     path: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="LATENTS|REFERENCE", help="What export-latents or map-query wrote, or a reference directory."
+            metavar="LATENTS|REFERENCE",
+            help="What export-latents or map-query wrote, or a reference: a directory, its address (s3://...), or "
+            "hf://USER/NAME on the Hugging Face hub.",
         ),
     ],
     host: Annotated[str, typer.Option(help="Address to listen at; others than 127.0.0.1 let others in.")] = "127.0.0.1",
@@ -29,11 +30,16 @@ def browse(
 ) -> None:
     """Show cells in the browser: colour, search, select, export; needs the extra `report`.
 
-    The map is obsm/X_umap, or a UMAP that is made once and kept beside the cells.  Of a reference a coordinate of a
-    type or of a cell can be moved: which genes change most, and where the cell goes.
+    The map is obsm/X_umap, or a UMAP that is made once and kept beside the cells (of a reference on the hub in our own
+    cache).  Of a reference a coordinate of a type or of a cell can be moved: which genes change most, and where the
+    cell goes.
 
     Example: unicoord-atlas browse latents.zarr, then open http://127.0.0.1:8000/
     """
-    from . import browse as job
+    from unicoord_atlas.loaders.soma_facts import cache_folder
 
-    job.run(job.BrowseOptions(path, host, port, tuple(name or ())))
+    from . import browse as job
+    from .hub import PREFIX, local_reference
+
+    maps = cache_folder() / "maps" if path.startswith(PREFIX) else None  # a further file is a fault in the hub's cache
+    job.run(job.BrowseOptions(local_reference(path), host, port, tuple(name or ()), maps))

@@ -1,7 +1,7 @@
 """The plane that the browser shows: made once, and kept in a file of its own beside the cells.
 
-`latents.zarr` gets `latents.umap.safetensors`; the cells themselves are never written to.  The file names what it was
-made of: a map of other cells is made anew.  Shapes: n cells.
+`latents.zarr` gets `latents.umap.safetensors`, a reference on the hub one in our own cache; the cells themselves are
+never written to.  The file names what it was made of: a map of other cells is made anew.  Shapes: n cells.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ if TYPE_CHECKING:
 _KEY, _MADE_OF = "X_umap", "made_of"
 
 
-def map_file(path: Path) -> Path:
-    """Where the map of a file or directory of cells is kept."""
-    return path.with_name(f"{path.name.removesuffix(path.suffix)}.umap.safetensors")
+def map_file(path: Path, maps: Path | None = None) -> Path:
+    """Where the map of a file or directory of cells is kept: in the folder `maps`, or beside them."""
+    return (maps or path.parent) / f"{path.name.removesuffix(path.suffix)}.umap.safetensors"
 
 
-def places_of(path: Path, cells: BrowsedCells) -> NDArray[np.float32]:
-    """(n, 2) the map that came with the cells, or that lies beside them, or a new one."""
+def places_of(path: Path, cells: BrowsedCells, maps: Path | None = None) -> NDArray[np.float32]:
+    """(n, 2) the map that came with the cells, or that `map_file` names, or a new one."""
     if cells.places is not None:
         return cells.places
     made_of = json_text(describe_input(path))
-    kept = _kept(map_file(path), made_of)
+    file = map_file(path, maps)
+    kept = _kept(file, made_of)
     if kept is not None and len(kept) == len(cells.obs):
         return kept
-    print(f"making a map of {len(cells.obs):,} cells (UMAP); it is kept in {map_file(path)}", file=sys.stderr)
+    print(f"making a map of {len(cells.obs):,} cells (UMAP); it is kept in {file}", file=sys.stderr)
     places = umap_of_many(cells.bio())
-    _keep(map_file(path), places, made_of)
+    _keep(file, places, made_of)
     return places
 
 
@@ -61,6 +62,7 @@ def _kept(path: Path, made_of: str) -> NDArray[np.float32] | None:
 def _keep(path: Path, places: NDArray[np.float32], made_of: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({_KEY: places}, partial, metadata={_MADE_OF: made_of})
         partial.chmod(0o644)  # safetensors makes it private, and the cells beside it are not
         partial.replace(path)

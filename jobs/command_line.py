@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 Out = Annotated[Path, typer.Option(help="What to write; it appears under this name only when it is finished.")]
+Reference = Annotated[
+    str, typer.Option(help="A reference directory, its address (s3://...), or hf://USER/NAME on the Hugging Face hub.")
+]
+"""A text, since a Path keeps one of the two slashes; `hub.local_reference` says where it is on this machine."""
+MinCoverage = Annotated[
+    float, typer.Option(help="Refuse cells whose genes carry less of the reference's mean profile; 0 takes all.")
+]
 
 DaskOption = Annotated[
     str | None,

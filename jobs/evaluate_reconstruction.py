@@ -13,7 +13,7 @@ from tqdm import tqdm
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.genes import read_gene_table
 from unicoord_atlas.loaders.query_cells import open_query
-from unicoord_atlas.query import QueryBatches
+from unicoord_atlas.query import MIN_COVERAGE, QueryBatches, require_coverage
 from unicoord_atlas.reconstruction import Reconstruction, reconstruction
 from unicoord_atlas.reference import ReferenceModel
 
@@ -46,6 +46,8 @@ class EvaluateReconstructionOptions:
     """obs column: also group by group."""
     layer: str | None = None
     gene_table: Path | None = None
+    min_coverage: float = MIN_COVERAGE
+    """Cells whose genes carry less of the reference's mean profile are refused."""
 
 
 def run(options: EvaluateReconstructionOptions) -> dict[str, Any]:
@@ -105,6 +107,7 @@ def _compare(
     measured_g = batches.measured_g[own]
     if not measured_g.any():
         raise DataError(f"{options.cells}: has none of the genes of {options.reference}; see --gene-table")
+    require_coverage(batches.coverage, options.cells, options.min_coverage)
 
     def shown() -> Iterator[MiniBatch]:
         with tqdm(total=source.n_obs, desc="cells", unit=" cells", unit_scale=True, disable=None) as bar:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from unicoord_atlas.errors import UsageError
+from unicoord_atlas.loaders.cell_names import with_python_names
 from unicoord_atlas.loaders.picked_rows import PickedRows
-from unicoord_atlas.loaders.sources import open_source
+from unicoord_atlas.loaders.query_cells import open_query
+from unicoord_atlas.query import MIN_COVERAGE, QueryBatches, require_coverage
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.scene import make_scene
 
@@ -40,6 +42,8 @@ class FigureOptions:
     """Of markers."""
     max_cells: int = 2000
     layer: str | None = None
+    min_coverage: float = MIN_COVERAGE
+    """Cells whose genes carry less of the reference's mean profile are refused."""
 
 
 def run(options: FigureOptions) -> dict[str, Any]:
@@ -52,13 +56,16 @@ def run(options: FigureOptions) -> dict[str, Any]:
     if (options.kind in SWEPT) != bool(options.how.changes.sweeps):
         raise UsageError(f"figure {options.kind}: {'say' if options.kind in SWEPT else 'it takes no'} --sweep")
     reference = ReferenceModel.load(options.reference)
-    with open_source(options.cells, options.layer, reference.normalization.input) as source:
+    with open_query(options.cells, options.layer, reference.normalization.input) as source:
         require_cells(source.n_obs, options.cells)
-        if options.by not in source.obs:
-            raise UsageError(f"--by {options.by}: obs has no such column; it has: {', '.join(source.obs.columns)}")
+        obs = with_python_names(source.obs)
+        if options.by not in obs:
+            raise UsageError(f"--by {options.by}: obs has no such column; it has: {', '.join(map(str, obs.columns))}")
+        whole = QueryBatches(source, reference.schema, reference.normalization)
+        require_coverage(whole.coverage, options.cells, options.min_coverage)
         size = min(options.max_cells, source.n_obs)
         rows = np.sort(np.random.default_rng(options.how.seed).choice(source.n_obs, size, replace=False))
-        scene = make_scene(reference, PickedRows(source, rows.tolist()), source.obs.iloc[rows], options.how)
+        scene = make_scene(reference, PickedRows(source, rows.tolist()), obs.iloc[rows], options.how)
     with finished_file(options.out) as partial:
         if options.kind == "nearest":
             figure_panels.draw_nearest(scene, options.by, partial)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .command_line import Json, finish, listed, pairs
+from .command_line import Json, MinCoverage, Reference, finish, listed, pairs
 
 
 def add_figure(app: typer.Typer) -> None:
@@ -23,8 +23,8 @@ def figure(
             "cells along a sweep coloured by its value; sweep-gif: a film of the sweep."
         ),
     ],
-    cells: Annotated[Path, typer.Argument(help="Cells to start from: .h5ad, 10x .h5, .zarr.")],
-    reference: Annotated[Path, typer.Option(help="A reference directory.")],
+    cells: Annotated[Path, typer.Argument(help="Cells to start from: .h5ad, 10x .h5, .zarr, or an atlas store.")],
+    reference: Reference,
     out: Annotated[Path, typer.Option(help="The picture: .png, or .gif of sweep-gif.")],
     by: Annotated[str, typer.Option(help="Column of obs that colours or groups cells.", metavar="cell_type")],
     set_label: Annotated[list[str] | None, typer.Option(help="As of generate.", metavar="cell_type=B")] = None,
@@ -35,6 +35,7 @@ def figure(
     seed: Annotated[int, typer.Option(help="Of the draws, and of which cells are taken.")] = 0,
     max_cells: Annotated[int, typer.Option(help="So many cells at most, taken at random.")] = 2000,
     layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
+    min_coverage: MinCoverage = 0.3,
     as_json: Json = False,
 ) -> None:
     """Draw generated cells as the paper does; needs the extra `report`.
@@ -46,9 +47,11 @@ def figure(
     from unicoord_atlas.generate import Generation
 
     from . import figure as job
+    from .hub import local_reference
 
     sweeps = pairs([sweep] if sweep else None, "--sweep")
     changes = Changes(pairs(set_label, "--set-label"), pairs(set_value, "--set-value"), {}, sweeps)
     how = Generation(changes, sample=sample, seed=seed)
-    options = job.FigureOptions(kind, cells, reference, out, how, by, listed(genes), max_cells, layer)
+    place = local_reference(reference)
+    options = job.FigureOptions(kind, cells, place, out, how, by, listed(genes), max_cells, layer, min_coverage)
     finish(job.run(options), as_json)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.query_cells import open_query
-from unicoord_atlas.query import QueryBatches
+from unicoord_atlas.query import MIN_COVERAGE, QueryBatches, require_coverage
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.training.fine_tune import changed_tensors, fit_class, with_class
 
@@ -31,6 +31,8 @@ class FineTuneOptions:
     label: str
     name: str
     epochs: int = 20
+    min_coverage: float = MIN_COVERAGE
+    """Cells whose genes carry less of the reference's mean profile are refused."""
 
 
 def run(options: FineTuneOptions) -> dict[str, Any]:
@@ -44,6 +46,7 @@ def run(options: FineTuneOptions) -> dict[str, Any]:
     with open_query(options.query, input=reference.normalization.input) as source:
         require_cells(source.n_obs, options.query)
         batches = QueryBatches(source, reference.schema, reference.normalization, _BATCH)
+        require_coverage(batches.coverage, options.query, options.min_coverage)
         tuned = with_class(reference, options.label, options.name, source.n_obs)
         errors = fit_class(tuned, options.label, batches, batches.measured_g, options.epochs)
     changed = changed_tensors(reference, tuned, options.label)

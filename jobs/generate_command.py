@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .command_line import Json, Out, finish, pairs
+from .command_line import Json, MinCoverage, Out, Reference, finish, pairs
 
 _LABEL = "Set a discrete coordinate of all cells, or of each by a column of obs: platform=@seq_tech."
 _VALUE = "Set a continuous coordinate, in its label's units, for all cells or by a column: time=@day."
@@ -21,10 +21,11 @@ def add_generate(app: typer.Typer) -> None:
 
 
 def generate(
-    reference: Annotated[Path, typer.Option(help="A reference directory.")],
+    reference: Reference,
     out: Out,
     cells: Annotated[
-        Path | None, typer.Argument(metavar="[CELLS]", help="Cells to start from: .h5ad, 10x .h5, .zarr.")
+        Path | None,
+        typer.Argument(metavar="[CELLS]", help="Cells to start from: .h5ad, 10x .h5, .zarr, or an atlas store."),
     ] = None,
     set_label: Annotated[list[str] | None, typer.Option(help=_LABEL, metavar='cell_type="CD8 T"')] = None,
     set_value: Annotated[list[str] | None, typer.Option(help=_VALUE, metavar="time=300")] = None,
@@ -52,6 +53,7 @@ def generate(
     ] = None,
     reconstruct: Annotated[bool, typer.Option(help="Set nothing: what the model makes of the cells.")] = False,
     layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
+    min_coverage: MinCoverage = 0.3,
     as_json: Json = False,
 ) -> None:
     """Reconfigure cells: set coordinates, decode, and write what the model makes of them.
@@ -63,6 +65,7 @@ def generate(
     from unicoord_atlas.generate import Generation
 
     from . import generate as job
+    from .hub import local_reference
 
     changes = Changes(
         pairs(set_label, "--set-label"),
@@ -71,5 +74,8 @@ def generate(
         pairs(sweep, "--sweep"),
     )
     how = Generation(changes, reconstruct, exact, sample, seed, min_value, counts, depth)
-    options = job.GenerateOptions(cells, reference, out, how, pairs(like, "--like"), num, between, steps, layer)
+    seeds = pairs(like, "--like")  # before the reference, which may be far
+    options = job.GenerateOptions(
+        cells, local_reference(reference), out, how, seeds, num, between, steps, layer, min_coverage
+    )
     finish(job.run(options), as_json)

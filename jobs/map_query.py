@@ -16,7 +16,7 @@ from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.genes import read_gene_table
 from unicoord_atlas.loaders.cell_names import with_python_names
 from unicoord_atlas.loaders.query_cells import CellRange, QueryCells, open_query
-from unicoord_atlas.query import Coverage, QueryBatches
+from unicoord_atlas.query import Coverage, QueryBatches, require_coverage
 from unicoord_atlas.reference import ReferenceModel
 
 from .dask_parts import run_in_parts
@@ -94,7 +94,8 @@ def _batches(options: MapQueryOptions, reference: ReferenceModel, source: QueryC
     table = read_gene_table(options.gene_table) if options.gene_table else None
     batches = QueryBatches(source, reference.schema, reference.normalization, table=table)
     _say_coverage(options.query, batches.coverage)
-    _require_coverage(options, batches.coverage)
+    if not options.force:
+        require_coverage(batches.coverage, options.query, options.min_coverage)
     return batches
 
 
@@ -188,12 +189,3 @@ def _say_coverage(query: Path, coverage: Coverage) -> None:
     if coverage.missing:
         text += f"\n  most missed: {', '.join(coverage.missing[:8])}"
     print(text, file=sys.stderr)
-
-
-def _require_coverage(options: MapQueryOptions, coverage: Coverage) -> None:
-    if coverage.profile_share < options.min_coverage and not options.force:
-        raise DataError(
-            f"{options.query}: its genes carry {coverage.profile_share:.1%} of the reference's mean profile, less than "
-            f"--min-coverage {options.min_coverage:g}; are species and gene key right (see --gene-table)?  "
-            "--force maps it all the same"
-        )

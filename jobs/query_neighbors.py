@@ -14,6 +14,7 @@ from unicoord_atlas.coordinate_facts import require_coordinates_of
 from unicoord_atlas.coordinates import coordinates
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.neighbors.query_knn import query_nearest
+from unicoord_atlas.query import MIN_COVERAGE, QueryBatches, require_coverage
 from unicoord_atlas.reference import ReferenceModel
 
 from .mapped_file import read_mapped
@@ -40,6 +41,8 @@ class QueryNeighborsOptions:
     k: int = 15
     columns: list[str] = field(default_factory=list)
     """obs columns of the reference cells; its labels if empty."""
+    min_coverage: float = MIN_COVERAGE
+    """Cells with counts whose genes carry less of the reference's mean profile are refused."""
 
 
 def run(options: QueryNeighborsOptions) -> dict[str, Any]:
@@ -72,10 +75,10 @@ def _query_points(
         require_coordinates_of(reference, mapped.uns.get("unicoord", {}), options.query)
         return mapped.obs_names.to_numpy(), np.asarray(mapped.obsm[BIO], np.float32)
     from unicoord_atlas.loaders.query_cells import open_query
-    from unicoord_atlas.query import QueryBatches
 
     with open_query(options.query, input=reference.normalization.input) as source:
         batches = QueryBatches(source, reference.schema, reference.normalization)
+        require_coverage(batches.coverage, options.query, options.min_coverage)
         obs = pd.DataFrame(index=source.obs.index)
         encoded = coordinates(reference, batches, obs, False, "encode", measured_g=batches.measured_g)
     return encoded.obs_names.to_numpy(), encoded.obsm[BIO]

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .command_line import Json, finish
-from .reference_command import Reference
+from .command_line import Json, MinCoverage, Reference, finish
 
 
 def add_reconstruction(evaluate: typer.Typer) -> None:
@@ -23,6 +22,7 @@ def reconstruction(
     by: Annotated[str | None, typer.Option(help="obs column: also group by group.", metavar="cell_type")] = None,
     layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
     gene_table: Annotated[Path | None, typer.Option(help="Ensembl ids and symbols.", metavar="TSV")] = None,
+    min_coverage: MinCoverage = 0.3,
     as_json: Json = False,
 ) -> None:
     """Encode and decode cells, and say how much of them comes back: in all, by gene, by group.
@@ -34,5 +34,6 @@ def reconstruction(
     from . import evaluate_reconstruction as job
     from .hub import local_reference
 
-    options = job.EvaluateReconstructionOptions(cells, local_reference(reference), out, by, layer, gene_table)
+    place = local_reference(reference)
+    options = job.EvaluateReconstructionOptions(cells, place, out, by, layer, gene_table, min_coverage)
     finish(job.run(options), as_json)

@@ -7,11 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .command_line import DaskOption, Json, Out, PartOption, finish
-
-Reference = Annotated[
-    str, typer.Option(help="A reference directory, its address (s3://...), or hf://USER/NAME on the Hugging Face hub.")
-]
+from .command_line import DaskOption, Json, MinCoverage, Out, PartOption, Reference, finish, listed
 
 
 def add_reference_commands(app: typer.Typer) -> None:
@@ -56,9 +52,7 @@ def map_query(
     max_novelty_p: Annotated[
         float, typer.Option(help="Cells whose novelty_p is below it are not called; 0 = call them, too.")
     ] = 0.01,
-    min_coverage: Annotated[
-        float, typer.Option(help="Refuse a query whose genes carry less of the reference's mean profile.")
-    ] = 0.3,
+    min_coverage: MinCoverage = 0.3,
     force: Annotated[bool, typer.Option(help="Map it whatever it covers.")] = False,
     part: PartOption = None,
     dask: DaskOption = None,
@@ -96,37 +90,43 @@ def map_query(
 
 def query_neighbors(
     query: Annotated[Path, typer.Argument(help="A file that map-query wrote, or cells with raw counts.")],
-    reference: Annotated[Path, typer.Option(help="A reference directory with bundled latents.")],
+    reference: Reference,
     out: Annotated[Path, typer.Option(help="Table to write: .csv or .parquet.")],
     k: Annotated[int, typer.Option("--k", help="Neighbours of each cell.")] = 15,
     columns: Annotated[
         str, typer.Option(help="obs columns of the reference cells to write, too; its labels if not given.")
     ] = "",
+    min_coverage: MinCoverage = 0.3,
     as_json: Json = False,
 ) -> None:
     """Find the nearest reference cells of each cell, with their labels, in X_unicoord_bio.
 
-    The table has a row a neighbour: cell, rank, neighbor, distance, labels.
+    The reference is one that was exported with --latents.  The table has a row a neighbour: cell, rank, neighbor,
+    distance, labels.
     """
     from . import query_neighbors as job
-    from .command_line import listed
+    from .hub import local_reference
 
-    finish(job.run(job.QueryNeighborsOptions(query, reference, out, k, listed(columns))), as_json)
+    options = job.QueryNeighborsOptions(query, local_reference(reference), out, k, listed(columns), min_coverage)
+    finish(job.run(options), as_json)
 
 
 def fine_tune(
     query: Annotated[Path, typer.Argument(help="Cells of a new batch: .h5ad, 10x .h5, .zarr or an atlas store.")],
-    reference: Annotated[Path, typer.Option(help="A reference directory.")],
+    reference: Reference,
     out: Out,
     label: Annotated[str, typer.Option(help="Technical label that gets a new class.", metavar="dataset")],
     name: Annotated[str, typer.Option(help="Name of the new class.", metavar="my_batch")],
     epochs: Annotated[int, typer.Option(help="Passes over the cells.")] = 20,
+    min_coverage: MinCoverage = 0.3,
     as_json: Json = False,
 ) -> None:
     """Add a query's batch to a reference as a class of a technical label; nothing else of the reference changes."""
     from . import fine_tune as job
+    from .hub import local_reference
 
-    finish(job.run(job.FineTuneOptions(query, reference, out, label, name, epochs)), as_json)
+    options = job.FineTuneOptions(query, local_reference(reference), out, label, name, epochs, min_coverage)
+    finish(job.run(options), as_json)
 
 
 def share_reference(

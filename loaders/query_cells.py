@@ -20,7 +20,7 @@ from .store import CellStore, open_store
 from .zarr_layout import SCHEMA, UNS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
 
@@ -39,6 +39,14 @@ class QueryCells(Cells, Protocol):
 
     def blocks(self, rows_per_block: int, start: int = 0, stop: int | None = None) -> Iterator[CsrBlock]:
         """Blocks of consecutive rows, of all or of start to stop."""
+        ...
+
+
+class OpenCells(QueryCells, Protocol):
+    """Cells of an open file or store, of which any may be read."""
+
+    def take(self, rows: Sequence[int]) -> CsrBlock:
+        """These rows, in the order given."""
         ...
 
 
@@ -89,13 +97,18 @@ class StoreCells:
         starts = range(start, end, rows_per_block)
         yield from in_order(lambda first: self._read(first, min(first + rows_per_block, end)), starts, 1)
 
+    def take(self, rows: Sequence[int]) -> CsrBlock:
+        """These rows, in the order given, read together: in an object store one by one would take long."""
+        starts = np.array(rows, np.int64)
+        return self._store.read_ranges(np.stack([starts, starts + 1], axis=1))
+
     def _read(self, start: int, stop: int) -> CsrBlock:
         rows = self._store.read_ranges(np.array([[start, stop]], np.int64))
         return rows
 
 
 @contextmanager
-def open_query(path: Path, layer: str | None = None, input: InputKind = "counts") -> Iterator[QueryCells]:
+def open_query(path: Path, layer: str | None = None, input: InputKind = "counts") -> Iterator[OpenCells]:
     """Open whatever `open_source` or `open_store` opens; a store has one matrix, so it takes no layer.
 
     Raises

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.normalization import HELD, InputKind
 
+from .object_address import object_address
+from .soma_address import is_soma
 from .source_files import H5_SUFFIXES, SourceFile, is_zarr, open_file, reading
 
 if TYPE_CHECKING:
@@ -20,8 +23,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from numpy.typing import NDArray
-
-    from unicoord_atlas.csr_block import CsrBlock
 
     from .row_matrix import RowMatrix
 
@@ -120,6 +121,13 @@ class FileSource:
             check_values(self, block, first)
             yield block
 
+    def take(self, rows: Sequence[int]) -> CsrBlock:
+        """These rows in the order given, each read by itself: they may lie anywhere."""
+        parts = [self.read(row, row + 1) for row in rows]
+        indptr = np.cumsum([0, *(part.indptr[-1] for part in parts)], dtype=np.int64)
+        indices, data = (np.concatenate([getattr(part, name) for part in parts]) for name in ("indices", "data"))
+        return CsrBlock(indptr, indices, data)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -144,7 +152,7 @@ def find_sources(patterns: Sequence[str], out: Path | None = None) -> list[Path]
     Raises
     ------
     DataError
-        If a pattern finds nothing, or two files have the same stem.
+        If a pattern finds nothing, or a SOMA, or two files have the same stem.
     """
     found: set[Path] = set()
     own = None if out is None else out.absolute()
@@ -153,6 +161,11 @@ def find_sources(patterns: Sequence[str], out: Path | None = None) -> list[Path]
         matches = [path] if path.exists() else [Path(match) for match in glob.glob(pattern, recursive=True)]
         files = [file for match in matches for file in _expand(match) if file.absolute() != own or file == path]
         if not files:
+            if object_address(pattern) is None and (is_soma(pattern) or any(map(is_soma, matches))):
+                raise DataError(
+                    f"{pattern}: is a SOMA, which stands wherever an atlas does and needs no ingest; "
+                    "`unicoord-atlas convert` makes an atlas.zarr of it"
+                )
             raise DataError(f"{pattern}: no .h5ad, .h5 or .zarr found here")
         found.update(files)
     by_name: dict[str, Path] = {}

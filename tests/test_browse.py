@@ -285,6 +285,17 @@ def test_seeds_are_the_map_of_a_reference_without_cells(folder):
     assert not (folder / "reference" / "reference.umap.safetensors").exists()
 
 
+def test_a_map_may_be_kept_elsewhere(folder, tmp_path, monkeypatch):
+    """As of a reference in the hub's cache, to whose tools a further file is a fault."""
+    monkeypatch.setattr(browse_map, "umap_of_many", lambda points: np.ones((len(points), 2), np.float32))
+    shutil.copytree(folder / "reference", tmp_path / "snapshot")
+    for _ in range(2):
+        assert browse.open_browsed(tmp_path / "snapshot", tmp_path / "new" / "maps").places.all()
+        monkeypatch.setattr(browse_map, "umap_of_many", None)
+    assert [path.name for path in (tmp_path / "new" / "maps").iterdir()] == ["snapshot.umap.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "snapshot"]
+
+
 def test_the_server_listens_on_loopback_and_ends_at_ctrl_c(folder):
     command = [sys.executable, "-m", "unicoord_atlas.jobs.cli", "browse", str(folder / "mapped.h5ad"), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

@@ -15,8 +15,10 @@ from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.decoded import count_rows, value_rows
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.generate import Generation, with_changes
-from unicoord_atlas.jobs import figure, generate
+from unicoord_atlas.jobs import figure, generate, ingest
 from unicoord_atlas.loaders import growing_writer
+from unicoord_atlas.loaders.picked_rows import PickedRows
+from unicoord_atlas.loaders.query_cells import open_query
 from unicoord_atlas.memory import AnnDataCells
 from unicoord_atlas.points import Points, between, encode_points
 from unicoord_atlas.query import QueryBatches
@@ -296,6 +298,35 @@ def test_cells_between_two_others_and_like_seeds_are_written(tmp_path):
     ):
         with pytest.raises(UsageError, match=words):
             generate.run(wrong)
+
+
+def test_an_atlas_store_is_generated_from_as_the_file_it_was_made_of(tmp_path):
+    REFERENCE.save(tmp_path / "reference")
+    random_cells().write_h5ad(tmp_path / "cells.h5ad")
+    ingest.run(ingest.IngestOptions([str(tmp_path / "cells.h5ad")], tmp_path / "atlas.zarr"))
+    counts = random_cells().X.toarray()
+    for cells in ("cells.h5ad", "atlas.zarr"):
+        with open_query(tmp_path / cells) as source:
+            blocks = list(PickedRows(source, [7, 3, 3, 29]).blocks(3))
+            names = list(source.obs.index[[9, 2]])
+        picked = [sp.csr_matrix((b.data, b.indices, b.indptr), (b.num_rows, NUM_GENES)).toarray() for b in blocks]
+        np.testing.assert_array_equal(np.concatenate(picked), counts[[7, 3, 3, 29]])
+        for title, how, ends in (
+            ("all", Generation(Changes(sweeps={"time": "0:10:3"})), None),
+            ("way", Generation(sample="mode"), (names[0], names[1])),
+        ):
+            out = tmp_path / f"{title}_{cells}.h5ad"
+            options = generate.GenerateOptions(
+                tmp_path / cells, tmp_path / "reference", out, how, between=ends, steps=4
+            )
+            generate.run(options)
+    for title, num_cells in (("all", 90), ("way", 4)):
+        of_file, of_atlas = (
+            anndata.read_h5ad(tmp_path / f"{title}_{name}.h5ad") for name in ("cells.h5ad", "atlas.zarr")
+        )
+        assert of_atlas.n_obs == num_cells and of_atlas.obs_names.is_unique
+        np.testing.assert_allclose(of_atlas.X.toarray(), of_file.X.toarray(), rtol=1e-5, atol=1e-6)
+        assert of_atlas.uns["unicoord"]["profile_share"] == 1
 
 
 def test_a_growing_store_is_whole_over_several_shards(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.memory import AnnDataCells
 from unicoord_atlas.normalization import Normalization
-from unicoord_atlas.query import QueryBatches
+from unicoord_atlas.query import Coverage, QueryBatches, require_coverage
 from unicoord_atlas.reference_files import load_normalization, save_normalization
 from unicoord_atlas.schema import AtlasSchema
 
@@ -96,6 +96,13 @@ def test_what_is_no_count_or_no_gene_is_refused():
         _batches(_query(np.log1p(counts), GENES))
     with pytest.raises(DataError, match="no genes in common"):
         _batches(_query(counts, [f"Z{i}" for i in range(30)]))
+
+
+def test_cells_that_cover_too_little_are_refused_by_name_and_bar():
+    coverage = Coverage(50, num_found=2, num_reference_genes=30, profile_share=0.125, missing=("G7",))
+    require_coverage(coverage, "mine.h5ad", 0.125)
+    with pytest.raises(DataError, match=r"mine\.h5ad: its genes carry 12\.5% .*less than --min-coverage 0\.3 "):
+        require_coverage(coverage, "mine.h5ad")
 
 
 def test_cells_must_hold_what_the_reference_was_learned_from():

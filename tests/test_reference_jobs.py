@@ -16,6 +16,7 @@ from cells import counts_of_types
 from references import random_cells, random_reference
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
+from typer.testing import CliRunner
 
 from unicoord_atlas.calls import CallRule, ParentShares
 from unicoord_atlas.config import RunConfig
@@ -26,14 +27,18 @@ from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.generate import Generation, decode_rows, mode_latents
 from unicoord_atlas.jobs import (
     evaluate,
+    evaluate_reconstruction,
     export_latents,
     export_reference,
+    figure,
     fine_tune,
+    generate,
     ingest,
     map_query,
     query_neighbors,
     train,
 )
+from unicoord_atlas.jobs.cli import app
 from unicoord_atlas.jobs.hub import local_reference, upload
 from unicoord_atlas.memory import AnnDataCells
 from unicoord_atlas.model.joint_vae import JointVAE
@@ -119,6 +124,7 @@ def test_streamed_tables_are_those_of_a_mapping_in_memory(folder):
     stored = map_to(folder, "query.h5ad", "mapped.zarr", probabilities=True)
     for mapped in (stored, anndata.read_h5ad(folder / "mapped.h5ad")):
         assert set(mapped.obsm) == set(here.obsm)
+        assert mapped.uns["unicoord"]["profile_share"] == here.uns["unicoord"]["profile_share"]
         for key in here.obsm:
             np.testing.assert_allclose(mapped.obsm[key], here.obsm[key], atol=1e-6)
         pd.testing.assert_frame_equal(mapped.obs, here.obs, check_categorical=False, check_dtype=False)
@@ -145,6 +151,32 @@ def test_a_query_that_covers_little_is_refused_unless_forced_and_then_less_is_cl
     right = (narrow["cell_type_predicted"].astype(str) == narrow["cell_type"].astype(str))[known].mean()
     assert claimed < whole.loc[known, "cell_type_confidence"].mean()
     assert claimed < right + 0.15
+
+
+def test_whatever_takes_a_reference_refuses_cells_that_cover_little_unless_asked(folder, tmp_path):
+    query = anndata.read_h5ad(folder / "query.h5ad")[:, ::12].copy()
+    reference = ReferenceModel.load(folder / "reference")
+    query.write_h5ad(tmp_path / "narrow.h5ad")
+    given, how = (tmp_path / "narrow.h5ad", folder / "reference"), Generation(Changes({"cell_type": "B"}))
+    of_cells = evaluate_reconstruction.EvaluateReconstructionOptions(*given, tmp_path / "evaluation")
+    for job, options in (
+        (query_neighbors, query_neighbors.QueryNeighborsOptions(*given, tmp_path / "near.csv")),
+        (fine_tune, fine_tune.FineTuneOptions(*given, tmp_path / "tuned", "source", "three", 1)),
+        (generate, generate.GenerateOptions(*given, tmp_path / "made.h5ad", how)),
+        (figure, figure.FigureOptions("markers", *given, tmp_path / "m.png", how, "cell_type", ["GENE0"], 100)),
+        (evaluate_reconstruction, of_cells),
+    ):
+        with pytest.raises(DataError, match=r"narrow\.h5ad: its genes carry .*less than --min-coverage 0\.3"):
+            job.run(options)
+        assert not options.out.exists()
+        job.run(replace(options, min_coverage=0.0))
+        assert options.out.exists()
+    with pytest.raises(DataError, match=r"the AnnData given: its genes carry .*\(min_coverage= in Python\)"):
+        reference.map(query)
+    with pytest.raises(DataError, match=r"the AnnData given: its genes carry .*\(min_coverage= in Python\)"):
+        reference.generate(query, how)
+    mapped, made = reference.map(query, min_coverage=0), reference.generate(query, how, min_coverage=0)
+    assert 0 < mapped.uns["unicoord"]["profile_share"] == made.uns["unicoord"]["profile_share"] < 0.3
 
 
 def test_a_reference_of_version_1_is_read_without_novelty(folder, tmp_path):
@@ -425,6 +457,34 @@ def test_the_hub_gets_the_files_of_a_reference_and_gives_them_back(folder, tmp_p
     assert again.config == ReferenceModel.load(folder / "reference").config
     with pytest.raises(DataError, match=r"config\.json"):
         upload(folder / "run", "me/none", public=False)
+
+
+def test_every_command_takes_a_reference_from_the_hub(folder, tmp_path, monkeypatch):
+    """Against a hub of our own, which has one repository."""
+    hub = pytest.importorskip("huggingface_hub")
+
+    def snapshot(name):
+        if name != "me/blood":
+            raise ValueError("no such repository")
+        return str(folder / "reference")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    query, drawn = str(folder / "query.h5ad"), ["--by", "cell_type", "--genes", "GENE1", "--max-cells", "100"]
+    for out, words in (
+        ("mapped.h5ad", ["map-query", query]),
+        ("near.csv", ["query-neighbors", str(folder / "mapped.h5ad")]),
+        ("tuned", ["fine-tune", query, "--label", "source", "--name", "three", "--epochs", "1"]),
+        ("made.h5ad", ["generate", query, "--set-label", "cell_type=B"]),
+        ("made.png", ["figure", "markers", query, "--set-label", "cell_type=B", *drawn]),
+        ("evaluation", ["evaluate", "reconstruction", query]),
+    ):
+        more = ["--out", str(tmp_path / out), "--min-coverage", "0.2"]
+        ended = CliRunner().invoke(app, [*words, "--reference", "hf://me/blood", *more])
+        assert ended.exit_code == 0, (words, ended.output, ended.exception)
+        assert (tmp_path / out).exists()
+    for words in (["generate", "--like", "cell_type=B", "--out", "x.h5ad", "--reference"], ["browse"]):
+        ended = CliRunner().invoke(app, [*words, "hf://me/none"])
+        assert str(ended.exception).startswith("hf://me/none: cannot be had from the hub (no such repository)")
 
 
 def test_a_fine_tuned_reference_keeps_its_seeds_and_its_cells(folder, tmp_path):

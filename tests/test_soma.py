@@ -14,15 +14,20 @@ import pyarrow as pa
 import pytest
 import scipy.sparse as sp
 from cells import counts_of_types
+from references import random_reference
 from stores import plain_columns, random_counts
 
 from unicoord_atlas.config import RunConfig
+from unicoord_atlas.coordinate_changes import Changes
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
+from unicoord_atlas.generate import Generation
 from unicoord_atlas.jobs import (
     cached_store,
     convert,
     export_latents,
     export_reference,
+    figure,
+    generate,
     info,
     ingest,
     map_query,
@@ -194,6 +199,25 @@ def test_a_filter_takes_its_cells_only(folder, tmp_path):
     assert_same_rows(open_store(out).read_ranges(np.array([[0, 250]])), lung.read_ranges(np.array([[0, 250]])))
 
 
+def test_cells_of_a_filter_are_generated_from_and_drawn(folder, tmp_path):
+    reference = random_reference()
+    genes = tuple(f"GENE{i}" for i in range(reference.schema.num_genes))
+    reference.schema = reference.schema.model_copy(update={"genes": genes})
+    reference.save(tmp_path / "reference")
+    lung, cells = Path(f'{folder}/atlas.soma?filter=tissue == "lung"'), anndata.read_h5ad(folder / "cells.h5ad")
+    how = Generation(reconstruct=True, sample="mode")
+    generate.run(generate.GenerateOptions(lung, tmp_path / "reference", tmp_path / "made.h5ad", how))
+    made = anndata.read_h5ad(tmp_path / "made.h5ad")
+    expected = reference.generate(cells[cells.obs["tissue"] == "lung"].copy(), how)
+    np.testing.assert_allclose(made.X.toarray(), expected.X.toarray(), rtol=1e-4, atol=1e-5)
+    assert set(made.obs["tissue"]) == {"lung"}
+    to_b = Generation(Changes({"cell_type": "B"}))
+    options = figure.FigureOptions(
+        "markers", lung, tmp_path / "reference", tmp_path / "b.png", to_b, "cell_type", ["GENE1"], 60
+    )
+    assert figure.run(options)["cells"] == 60
+
+
 def test_there_and_back_is_the_same_store(folder, tmp_path):
     result = convert.run(convert.ConvertOptions(folder / "atlas.soma", tmp_path / "back.zarr"))
     assert (result["cells"], result["already_done"]) == (NUM_CELLS, False)
@@ -325,6 +349,12 @@ def test_ingest_writes_what_convert_does(folder, tmp_path):
     assert read.obs["cell_type"].dtype == "category"
     with pytest.raises(UsageError, match="give it another ending"):
         replace(options, out=tmp_path / "o.zarr")
+
+
+@pytest.mark.parametrize("pattern", ["atlas.soma", "atlas.soma?layer=data", "*.soma"])
+def test_ingest_sends_who_gives_a_soma_to_convert(folder, tmp_path, pattern):
+    with pytest.raises(DataError, match=r"is a SOMA, .*`unicoord-atlas convert` makes"):
+        ingest.run(ingest.IngestOptions([f"{folder}/{pattern}"], tmp_path / "o.zarr"))
 
 
 def test_a_killed_ingest_of_a_soma_goes_on_behind_its_last_block(folder, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from .errors import UsageError
 from .generate import Generation, generate
 from .memory import AnnDataCells
 from .points import encode_points
-from .query import QueryBatches
+from .query import MIN_COVERAGE, QueryBatches, require_coverage
 from .seeds import choose_seeds
 from .version import __version__
 
@@ -96,6 +96,7 @@ def generate_anndata(
     like: Mapping[str, str],
     num: int,
     layer: str | None,
+    min_coverage: float = MIN_COVERAGE,
 ) -> anndata.AnnData:
     """What `ReferenceModel.generate` does: X is CSR over the model's genes, obs as of `GeneratedObs.table`.
 
@@ -103,10 +104,13 @@ def generate_anndata(
     ------
     UsageError
         If neither or both of `adata` and `like` are given, and as `generate.generate` and `seeds.choose_seeds`.
+    DataError
+        If the cells' genes carry less than `min_coverage` of the reference's mean profile.
     """
     how = how or Generation()
     if (adata is None) == (not like):
         raise UsageError("generate: give either cells to start from, or `like` for new ones")
+    source: dict[str, Any]
     if adata is None:
         how = also_like(how, like)
         points, obs = choose_seeds(reference, like, num, how.seed)
@@ -114,7 +118,9 @@ def generate_anndata(
     else:
         cells = AnnDataCells(adata, layer, reference.normalization.input)
         batches = QueryBatches(cells, reference.schema, reference.normalization, batch_size=BATCH)
-        source, stream, obs = {}, encode_points(reference.model, batches, reference.device), adata.obs
+        require_coverage(batches.coverage, cells.path, min_coverage)
+        source, obs = {"profile_share": batches.coverage.profile_share}, adata.obs
+        stream = encode_points(reference.model, batches, reference.device)
     collected, blocks = GeneratedObs(reference), []
     for part in generate(reference, stream, how, obs):
         collected.add(part)

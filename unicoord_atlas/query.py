@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .batch import CellColumns, MiniBatch, SparseRows
+from .errors import DataError
 from .genes import GeneMap, map_genes, remap
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from .gene_names import GeneTable
     from .normalization import Normalization
     from .schema import AtlasSchema
+
+MIN_COVERAGE = 0.3
+"""Cells whose genes carry less of a reference's mean profile are refused, unless a lower bar is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,16 @@ class Coverage:
             schema.num_genes,
             normalization.profile_share(gene_map.measured_g),
             tuple(schema.genes[i] for i in largest),
+        )
+
+
+def require_coverage(coverage: Coverage, name: object, min_coverage: float = MIN_COVERAGE) -> None:
+    """DataError, which calls the cells `name`, if their genes carry less of the reference's mean profile."""
+    if coverage.profile_share < min_coverage:
+        raise DataError(
+            f"{name}: its genes carry {coverage.profile_share:.1%} of the reference's mean profile, less than "
+            f"--min-coverage {min_coverage:g} (min_coverage= in Python); are species and gene key right (see "
+            "--gene-table of map-query)?  0 takes the cells whatever they cover"
         )
 
 

@@ -34,6 +34,7 @@ from .encode import Encoded, FrozenEncoder, softmax
 from .lineage import Tie
 from .model_card import model_card
 from .novelty import Novelty, strangeness
+from .query import MIN_COVERAGE
 from .reference_files import (
     load_normalization,
     read_checked,
@@ -228,6 +229,7 @@ class ReferenceModel:
         probabilities: bool = False,
         rule: CallRule | None = None,
         consistent: bool = False,
+        min_coverage: float = MIN_COVERAGE,
     ) -> anndata.AnnData:
         """Give the cells of an AnnData coordinates and labels.
 
@@ -241,26 +243,16 @@ class ReferenceModel:
             When a prediction becomes a call; the default rule if None.
         consistent
             Labels of tied levels are decoded together, so that each lies below its parent.
+        min_coverage
+            Share of the reference's mean profile that the cells' genes must carry: DataError if it is less.
 
         Returns
         -------
         A new AnnData without X: see `coordinates.coordinates`.
         """
-        from .coordinates import coordinates
-        from .memory import AnnDataCells
-        from .query import QueryBatches
+        from .mapped import map_anndata  # late: anndata takes a second
 
-        batches = QueryBatches(AnnDataCells(adata, layer, self.normalization.input), self.schema, self.normalization)
-        return coordinates(
-            self,
-            batches,
-            adata.obs,
-            probabilities,
-            "map",
-            rule=rule or CallRule(),
-            measured_g=batches.measured_g,
-            consistent=consistent,
-        )
+        return map_anndata(self, adata, layer, probabilities, rule, consistent, min_coverage)
 
     def generate(
         self,
@@ -270,6 +262,7 @@ class ReferenceModel:
         like: Mapping[str, str] | None = None,
         num: int = 1,
         layer: str | None = None,
+        min_coverage: float = MIN_COVERAGE,
     ) -> anndata.AnnData:
         """Generate cells: those of an AnnData with some coordinates changed, or new ones.
 
@@ -281,6 +274,8 @@ class ReferenceModel:
             What is changed and how cells are drawn: ``Generation(Changes(labels={"cell_type": "B"}))``.
         like, num
             Without `adata`: so many cells with these labels, from the reference's seeds.
+        min_coverage
+            As of `map`.
 
         Returns
         -------
@@ -288,7 +283,7 @@ class ReferenceModel:
         """
         from .generated import generate_anndata  # late: it needs this module
 
-        return generate_anndata(self, adata, how, like or {}, num, layer)
+        return generate_anndata(self, adata, how, like or {}, num, layer, min_coverage)
 
     def bio(self, encoded: Encoded, probabilities: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """(n, b): standardized continuous dimensions and roots of label probabilities, but for technical ones."""
