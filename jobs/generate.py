@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from tqdm import tqdm
 
-from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.errors import UsageError
 from unicoord_atlas.generate import Generation, generate
-from unicoord_atlas.generated import BATCH, GeneratedObs, also_like, provenance
+from unicoord_atlas.generated import BATCH, GeneratedObs, also_like, provenance, two_cells, way_between
 from unicoord_atlas.loaders.growing_writer import growing_writer
 from unicoord_atlas.loaders.picked_rows import PickedRows
 from unicoord_atlas.loaders.prefetch import computed_ahead
 from unicoord_atlas.loaders.sources import open_source
-from unicoord_atlas.points import between, encode_points
+from unicoord_atlas.points import encode_points
 from unicoord_atlas.query import QueryBatches
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.seeds import choose_seeds
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from unicoord_atlas.loaders.sources import FileSource
     from unicoord_atlas.points import Points
 
 
@@ -106,31 +105,11 @@ def _start(options: GenerateOptions, reference: ReferenceModel) -> Iterator[Star
     with open_source(options.cells, options.layer, reference.normalization.input) as source:
         require_cells(source.n_obs, options.cells)
         if options.between is not None:
-            yield _start_between(options, reference, source)
+            picked = PickedRows(source, two_cells(source.obs, options.between, options.steps, source.path))
+            points, obs = way_between(reference, picked, options.steps)
+            facts: dict[str, Any] = {"cells": source.path.name, "between": list(options.between)}
+            yield Start([points], obs, facts, replace(options.how, reconstruct=True))
             return
         batches = QueryBatches(source, reference.schema, reference.normalization, batch_size=BATCH)
         facts = {"cells": options.cells.name, "profile_share": batches.coverage.profile_share}
         yield Start(encode_points(reference.model, batches, reference.device), source.obs, facts, options.how)
-
-
-def _start_between(options: GenerateOptions, reference: ReferenceModel, source: FileSource) -> Start:
-    """Points on the way from one cell of the file to another."""
-    assert options.between is not None
-    if options.steps < 2:
-        raise UsageError(f"--steps {options.steps}: two cells are two steps already")
-    names = source.obs.index
-    unknown = [name for name in options.between if name not in names]
-    if unknown:
-        raise DataError(f"{source.path}: has no cell {unknown[0]!r}; its first is {names[0]!r}")
-    picked = PickedRows(source, [int((names == name).argmax()) for name in options.between])
-    batches = QueryBatches(picked, reference.schema, reference.normalization)
-    (both,) = encode_points(reference.model, batches, reference.device)
-    index = [f"between-{number}" for number in range(options.steps)]
-    obs = pd.DataFrame({"share": [number / (options.steps - 1) for number in range(options.steps)]}, index=index)
-    facts = {"cells": source.path.name, "between": list(options.between)}
-    return Start(
-        [between(both.take(both.rows[:1]), both.take(both.rows[1:]), options.steps)],
-        obs,
-        facts,
-        replace(options.how, reconstruct=True),
-    )

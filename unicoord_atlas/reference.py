@@ -251,15 +251,9 @@ class ReferenceModel:
         from .query import QueryBatches
 
         batches = QueryBatches(AnnDataCells(adata, layer, self.normalization.input), self.schema, self.normalization)
+        rule, measured_g = rule or CallRule(), batches.measured_g
         return coordinates(
-            self,
-            batches,
-            adata.obs,
-            probabilities,
-            "map",
-            rule=rule or CallRule(),
-            measured_g=batches.measured_g,
-            consistent=consistent,
+            self, batches, adata.obs, probabilities, "map", rule=rule, measured_g=measured_g, consistent=consistent
         )
 
     def generate(
@@ -270,8 +264,10 @@ class ReferenceModel:
         like: Mapping[str, str] | None = None,
         num: int = 1,
         layer: str | None = None,
+        between: tuple[str, str] | None = None,
+        steps: int = 11,
     ) -> anndata.AnnData:
-        """Generate cells: those of an AnnData with some coordinates changed, or new ones.
+        """Generate cells: those of an AnnData with some coordinates changed, some between two of them, or new ones.
 
         Parameters
         ----------
@@ -281,6 +277,9 @@ class ReferenceModel:
             What is changed and how cells are drawn: ``Generation(Changes(labels={"cell_type": "B"}))``.
         like, num
             Without `adata`: so many cells with these labels, from the reference's seeds.
+        between, steps
+            So many cells on the way from one cell of `adata` to another, by their names, ends included; `how` may set
+            other coordinates of theirs.
 
         Returns
         -------
@@ -288,7 +287,7 @@ class ReferenceModel:
         """
         from .generated import generate_anndata  # late: it needs this module
 
-        return generate_anndata(self, adata, how, like or {}, num, layer)
+        return generate_anndata(self, adata, how, like or {}, num, layer, between, steps)
 
     def bio(self, encoded: Encoded, probabilities: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """(n, b): standardized continuous dimensions and roots of label probabilities, but for technical ones."""
