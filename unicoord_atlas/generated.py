@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from .discrete import discrete_coordinates
 from .errors import DataError, UsageError
 from .generate import Generation, generate
 from .memory import AnnDataCells
@@ -36,7 +37,7 @@ class GeneratedObs:
     """Collects what is known of generated cells while they are written."""
 
     def __init__(self, reference: ReferenceModel) -> None:
-        self._categories = {label.name: list(label.categories) for label in reference.config.labels}
+        self._categories = {each.name: list(each.categories) for each in discrete_coordinates(reference.config)}
         self._rows: list[NDArray[np.int64]] = []
         self._columns: dict[str, list[Any]] = {}
 

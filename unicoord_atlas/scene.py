@@ -103,7 +103,7 @@ def gene_columns(reference: ReferenceModel, genes: Sequence[str]) -> list[int]:
     schema = reference.schema
     index = {**schema.aliases, **{gene: number for number, gene in enumerate(schema.genes)}}
     column = {position: number for number, position in enumerate(reference.own_positions.tolist())}
-    found = {gene: column.get(index.get(without_version(gene))) for gene in genes}
+    found = {gene: column.get(index.get(without_version(gene), -1)) for gene in genes}
     unknown = [gene for gene, at in found.items() if at is None]
     if unknown or not genes:
         raise UsageError(f"--genes {','.join(genes)}: the model knows no gene {unknown[0] if unknown else ''!r}")
