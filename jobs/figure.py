@@ -13,15 +13,19 @@ from unicoord_atlas.loaders.picked_rows import PickedRows
 from unicoord_atlas.loaders.query_cells import open_query
 from unicoord_atlas.query import MIN_COVERAGE, QueryBatches, require_coverage
 from unicoord_atlas.reference import ReferenceModel
-from unicoord_atlas.scene import make_scene
+from unicoord_atlas.scene import every_gene, gene_columns, make_scene, plane, these_genes
 
 from .map_query import require_cells
 from .workdir import finished_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from scipy.sparse import csr_matrix
+
     from unicoord_atlas.generate import Generation
+    from unicoord_atlas.scene import View
 
 Kind = Literal["nearest", "markers", "trajectory", "sweep-gif"]
 SWEPT = ("trajectory", "sweep-gif")
@@ -39,7 +43,7 @@ class FigureOptions:
     by: str
     """obs column that colours or groups cells."""
     genes: list[str]
-    """Of markers."""
+    """Of markers, by the reference's names or their aliases."""
     max_cells: int = 2000
     layer: str | None = None
     min_coverage: float = MIN_COVERAGE
@@ -65,7 +69,8 @@ def run(options: FigureOptions) -> dict[str, Any]:
         require_coverage(whole.coverage, options.cells, options.min_coverage)
         size = min(options.max_cells, source.n_obs)
         rows = np.sort(np.random.default_rng(options.how.seed).choice(source.n_obs, size, replace=False))
-        scene = make_scene(reference, PickedRows(source, rows.tolist()), obs.iloc[rows], options.how)
+        picked = PickedRows(source, rows.tolist())
+        scene = make_scene(reference, picked, obs.iloc[rows], options.how, _view_of(options, reference))
     with finished_file(options.out) as partial:
         if options.kind == "nearest":
             figure_panels.draw_nearest(scene, options.by, partial)
@@ -76,3 +81,10 @@ def run(options: FigureOptions) -> dict[str, Any]:
         else:
             figure_panels.draw_film(scene, partial)
     return {"figure": str(options.out), "cells": size}
+
+
+def _view_of(options: FigureOptions, reference: ReferenceModel) -> Callable[[csr_matrix], View]:
+    """What the drawing needs of each cell."""
+    if options.kind in SWEPT:
+        return plane
+    return these_genes(gene_columns(reference, options.genes)) if options.kind == "markers" else every_gene

@@ -30,7 +30,7 @@ def figure(
     set_label: Annotated[list[str] | None, typer.Option(help="As of generate.", metavar="cell_type=B")] = None,
     set_value: Annotated[list[str] | None, typer.Option(help="As of generate.", metavar="time=300")] = None,
     sweep: Annotated[str | None, typer.Option(help="As of generate.", metavar="time=0:1:21")] = None,
-    genes: Annotated[str, typer.Option(help="Of markers.", metavar="CD3E,LYZ")] = "",
+    genes: Annotated[str, typer.Option(help="Of markers: symbols or Ensembl ids.", metavar="CD3E,LYZ")] = "",
     sample: Annotated[Literal["posterior", "mode"], typer.Option(help="As of generate.")] = "posterior",
     seed: Annotated[int, typer.Option(help="Of the draws, and of which cells are taken.")] = 0,
     max_cells: Annotated[int, typer.Option(help="So many cells at most, taken at random.")] = 2000,

@@ -25,8 +25,11 @@ _COMPONENTS = 50
 
 
 def draw_nearest(scene: Scene, by: str, path: Path) -> None:
-    """UMAP of the real cells; beside it each generated cell at its nearest real cell, both coloured as they began."""
-    places, found = _umap(scene.real_ng), nearest_cells(scene.made_png[0], scene.real_ng)
+    """UMAP of the real cells; beside it each generated cell at its nearest real cell, both coloured as they began.
+
+    The scene has every gene.
+    """
+    places, found = _umap(scene.real_nm), nearest_cells(scene.made_pnm[0], scene.real_nm)
     jitter = np.random.default_rng(0).normal(0, 0.005 * np.ptp(places, axis=0), places.shape).astype(np.float32)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
     _coloured(left, places, scene.obs[by])
@@ -39,8 +42,8 @@ def draw_nearest(scene: Scene, by: str, path: Path) -> None:
 
 
 def draw_markers(scene: Scene, by: str, genes: list[str], path: Path) -> None:
-    """Values of each gene before and after, group by group."""
-    columns, groups = scene.columns(genes), _groups(scene.obs[by])
+    """Values of each gene before and after, group by group; the scene has these genes, in their order."""
+    groups = _groups(scene.obs[by])
     names = list(dict.fromkeys(groups))
     figure, panels = plt.subplots(
         len(genes),
@@ -50,8 +53,8 @@ def draw_markers(scene: Scene, by: str, genes: list[str], path: Path) -> None:
         squeeze=False,
         sharex=True,
     )
-    for axes, gene, column in zip(panels[:, 0], genes, columns, strict=True):
-        for values, shift, colour in ((scene.real_ng, -0.2, "tab:blue"), (scene.made_png[0], 0.2, "tab:orange")):
+    for column, (axes, gene) in enumerate(zip(panels[:, 0], genes, strict=True)):
+        for values, shift, colour in ((scene.real_nm, -0.2, "tab:blue"), (scene.made_pnm[0], 0.2, "tab:orange")):
             each = [values[groups == name, column] for name in names]
             parts: Any = axes.violinplot(each, np.arange(len(names)) + shift, widths=0.35, showmeans=True)
             for body in parts["bodies"]:
@@ -63,12 +66,13 @@ def draw_markers(scene: Scene, by: str, genes: list[str], path: Path) -> None:
 
 
 def draw_trajectory(scene: Scene, by: str, path: Path) -> None:
-    """Generated cells coloured by the value they were set to, and the way of each group's mean."""
-    project, real = _plane(scene)
-    values = _numbers(scene)
+    """Generated cells coloured by the value they were set to, and the way of each group's mean.
+
+    The scene has places on a plane.
+    """
+    real, made, values = scene.real_nm, scene.made_pnm, _numbers(scene)
     figure, axes = plt.subplots(figsize=(6.5, 5), layout="constrained")
     axes.scatter(real[:, 0], real[:, 1], s=4, color=_GREY, linewidths=0)
-    made = np.stack([project(cells) for cells in scene.made_png])
     colours = np.repeat(values, made.shape[1])
     shown = axes.scatter(
         made[..., 0].ravel(), made[..., 1].ravel(), s=3, c=colours, cmap="viridis", alpha=0.3, linewidths=0
@@ -85,14 +89,13 @@ def draw_trajectory(scene: Scene, by: str, path: Path) -> None:
 
 
 def draw_film(scene: Scene, path: Path) -> None:
-    """A GIF: the generated cells at each point of the sweep in turn."""
+    """A GIF: the generated cells at each point of the sweep in turn; the scene has places on a plane."""
     from matplotlib.animation import FuncAnimation, PillowWriter
 
-    project, real = _plane(scene)
+    real, frames = scene.real_nm, scene.made_pnm
     figure, axes = plt.subplots(figsize=(5, 4.5), layout="constrained")
     axes.scatter(real[:, 0], real[:, 1], s=4, color=_GREY, linewidths=0)
     axes.set(xticks=[], yticks=[])
-    frames = [project(cells) for cells in scene.made_png]
     colours = plt.get_cmap("viridis")(np.linspace(0, 1, len(frames)))
     dots = axes.scatter(frames[0][:, 0], frames[0][:, 1], s=5, linewidths=0)
 
@@ -104,16 +107,6 @@ def draw_film(scene: Scene, path: Path) -> None:
 
     FuncAnimation(figure, show, frames=len(frames)).save(path, PillowWriter(fps=6), dpi=90)
     plt.close(figure)
-
-
-def _plane(scene: Scene) -> tuple[Any, NDArray[np.float32]]:
-    """How cells are put on the first two principal components, and the real ones there."""
-    centre, directions = principal_components(scene.real_ng, 2)
-
-    def project(cells_ng: NDArray[np.float32]) -> NDArray[np.float32]:
-        return ((cells_ng - centre) @ directions).astype(np.float32, copy=False)
-
-    return project, project(scene.real_ng)
 
 
 def _umap(real_ng: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from tqdm import tqdm
 
-from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.errors import UsageError
 from unicoord_atlas.generate import Generation, generate
-from unicoord_atlas.generated import BATCH, GeneratedObs, also_like, provenance
+from unicoord_atlas.generated import BATCH, GeneratedObs, also_like, provenance, two_cells, way_between
 from unicoord_atlas.loaders.cell_names import with_python_names
 from unicoord_atlas.loaders.growing_writer import growing_writer
 from unicoord_atlas.loaders.picked_rows import PickedRows
 from unicoord_atlas.loaders.prefetch import computed_ahead
 from unicoord_atlas.loaders.query_cells import open_query
-from unicoord_atlas.points import between, encode_points
+from unicoord_atlas.points import encode_points
 from unicoord_atlas.query import MIN_COVERAGE, QueryBatches, require_coverage
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.seeds import choose_seeds
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from unicoord_atlas.loaders.query_cells import OpenCells
     from unicoord_atlas.points import Points
     from unicoord_atlas.query import Cells
 
@@ -109,42 +108,15 @@ def _start(options: GenerateOptions, reference: ReferenceModel) -> Iterator[Star
         return
     with open_query(options.cells, options.layer, reference.normalization.input) as source:
         require_cells(source.n_obs, options.cells)
-        if options.between is not None:
-            yield _start_between(options, reference, source)
-            return
-        batches = _batches(options, reference, source)
+        batches = QueryBatches(source, reference.schema, reference.normalization, batch_size=BATCH)
+        require_coverage(batches.coverage, options.cells, options.min_coverage)
         facts = {"cells": options.cells.name, "profile_share": batches.coverage.profile_share}
+        cells = with_python_names(source.obs)
+        if options.between is not None:
+            picked = PickedRows(source, two_cells(cells, options.between, options.steps, source.path))
+            points, obs = way_between(reference, picked, options.steps)
+            facts |= {"between": list(options.between)}
+            yield Start([points], obs, facts, replace(options.how, reconstruct=True))
+            return
         encoded = encode_points(reference.model, batches, reference.device)
-        yield Start(encoded, with_python_names(source.obs), facts, options.how)
-
-
-def _batches(options: GenerateOptions, reference: ReferenceModel, cells: Cells) -> QueryBatches:
-    """Cells in the reference's genes; DataError if these are too few."""
-    batches = QueryBatches(cells, reference.schema, reference.normalization, batch_size=BATCH)
-    require_coverage(batches.coverage, cells.path, options.min_coverage)
-    return batches
-
-
-def _start_between(options: GenerateOptions, reference: ReferenceModel, source: OpenCells) -> Start:
-    """Points on the way from one cell of the file to another."""
-    assert options.cells is not None
-    assert options.between is not None
-    if options.steps < 2:
-        raise UsageError(f"--steps {options.steps}: two cells are two steps already")
-    names = with_python_names(source.obs).index
-    unknown = [name for name in options.between if name not in names]
-    if unknown:
-        raise DataError(f"{source.path}: has no cell {unknown[0]!r}; its first is {names[0]!r}")
-    picked = PickedRows(source, [int((names == name).argmax()) for name in options.between])
-    batches = _batches(options, reference, picked)
-    (both,) = encode_points(reference.model, batches, reference.device)
-    index = [f"between-{number}" for number in range(options.steps)]
-    obs = pd.DataFrame({"share": [number / (options.steps - 1) for number in range(options.steps)]}, index=index)
-    known = {"cells": options.cells.name, "profile_share": batches.coverage.profile_share}
-    facts = {**known, "between": list(options.between)}
-    return Start(
-        [between(both.take(both.rows[:1]), both.take(both.rows[1:]), options.steps)],
-        obs,
-        facts,
-        replace(options.how, reconstruct=True),
-    )
+        yield Start(encoded, cells, facts, options.how)

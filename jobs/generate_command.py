@@ -9,7 +9,10 @@ import typer
 
 from .command_line import Json, MinCoverage, Out, Reference, finish, pairs
 
-_LABEL = "Set a discrete coordinate of all cells, or of each by a column of obs: platform=@seq_tech."
+_LABEL = (
+    "Set a discrete coordinate of all cells, or of each by a column of obs: platform=@seq_tech.  Classes of "
+    "unsupervised ones are numbers: unsupervised_discrete_0=3."
+)
 _VALUE = "Set a continuous coordinate, in its label's units, for all cells or by a column: time=@day."
 _JITTER = "Add noise to a continuous coordinate: U(low,high) or N(sd)."
 _SWEEP = "Each cell at so many values from first to last: time=0:1:21; or from class to class: cell_type=B:NK:11."

@@ -24,12 +24,17 @@ PLATFORMS = ("10x", "Drop-seq")
 NUM_GENES = 60
 
 
-def random_reference(num_seeds: int = 40) -> ReferenceModel:
-    """Two labels, a supervised time (offset 5, scale 2) and three unsupervised dimensions."""
+def random_reference(num_seeds: int = 40, clusters: int = 0) -> ReferenceModel:
+    """Two labels, a supervised time (offset 5, scale 2) and three unsupervised dimensions.
+
+    With clusters also an unsupervised discrete dimension of so many classes, which the seeds do not know.
+    """
+    unsupervised = DiscreteLatent(name="unsupervised_discrete_0", num_categories=clusters, supervised=False)
     latent = LatentSpec(
         discrete=(
             DiscreteLatent(name="cell_type", num_categories=3),
             DiscreteLatent(name="platform", num_categories=2),
+            *([unsupervised] if clusters else []),
         ),
         continuous=(
             ContinuousLatent(name="time", offset=5.0, scale=2.0),

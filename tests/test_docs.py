@@ -15,7 +15,7 @@ from unicoord_atlas.jobs.cli import app
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md"])
-KINDS = {"UsageError", "DataError", "ConfigError", "PeersLost"}
+KINDS = {"UsageError", "DataError", "ConfigError", "UnreachableError", "PeersLost"}
 GAP = "\0"
 
 

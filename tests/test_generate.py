@@ -20,6 +20,7 @@ from unicoord_atlas.loaders import growing_writer
 from unicoord_atlas.loaders.picked_rows import PickedRows
 from unicoord_atlas.loaders.query_cells import open_query
 from unicoord_atlas.memory import AnnDataCells
+from unicoord_atlas.model.joint_vae import JointVAE
 from unicoord_atlas.points import Points, between, encode_points
 from unicoord_atlas.query import QueryBatches
 from unicoord_atlas.reference import ReferenceModel
@@ -154,6 +155,34 @@ def test_points_between_two_cells_begin_and_end_with_them():
     np.testing.assert_allclose(way.discrete[0].sum(axis=1), 1)
 
 
+def test_cells_between_two_of_an_anndata_are_those_of_the_command(tmp_path):
+    REFERENCE.save(tmp_path / "reference")
+    random_cells().write_h5ad(tmp_path / "cells.h5ad")
+    how = Generation(Changes({"platform": "10x"}, jitter={"time": Jitter("U", -1, 1)}), seed=3)
+    options = generate.GenerateOptions(
+        tmp_path / "cells.h5ad", tmp_path / "reference", tmp_path / "way.h5ad", how, between=("cell9", "cell2"), steps=4
+    )
+    generate.run(options)
+    way = anndata.read_h5ad(tmp_path / "way.h5ad")
+    made = REFERENCE.generate(random_cells(), how, between=("cell9", "cell2"), steps=4)
+    np.testing.assert_allclose(made.X.toarray(), way.X.toarray(), rtol=1e-4, atol=1e-5)
+    assert list(made.obs_names) == list(way.obs_names)
+    assert made.obs["share"].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert made.obs["platform_generated"].tolist() == ["10x"] * 4
+    assert list(made.uns["unicoord"]["between"]) == ["cell9", "cell2"]
+    assert REFERENCE.generate(random_cells(), between=("cell9", "cell9")).n_obs == 11
+    for wrong, error, words in (
+        ({"between": ("cell9", "cell99")}, DataError, "the AnnData given: has no cell 'cell99'"),
+        ({"between": ("cell9", "cell2"), "steps": 1}, UsageError, "--steps 1"),
+        ({"between": ("cell9", "cell2"), "num": 5}, UsageError, "each cell is taken"),
+        ({"between": ("cell9", "cell2"), "like": {"cell_type": "B"}}, UsageError, "either"),
+    ):
+        with pytest.raises(error, match=words):
+            REFERENCE.generate(random_cells(), **wrong)
+    with pytest.raises(UsageError, match="so give the AnnData"):
+        REFERENCE.generate(like={"cell_type": "B"}, between=("cell9", "cell2"))
+
+
 def test_cells_without_a_file_are_like_the_seeds_asked_for():
     points, obs = choose_seeds(REFERENCE, {"cell_type": "NK", "platform": "Drop-seq"}, 6, seed=3)
     assert obs["cell_type"].tolist() == ["NK"] * 6
@@ -220,6 +249,20 @@ def test_counts_are_poisson_with_the_decoded_mean():
     np.testing.assert_array_equal(
         sp.csr_matrix((again.data, again.indices, again.indptr), (2, 4)).toarray(), counts[7:9]
     )
+
+
+@pytest.mark.parametrize("decoded", [30.0, 60.0, 1e6, np.inf, np.nan])
+def test_counts_that_no_cell_has_are_refused(decoded):
+    cells = np.array([[0.0, 1.0], [0.0, decoded]], np.float32)
+    with pytest.raises(UsageError, match=r"--counts: the cell of row 8 .* far from all that the model has learned"):
+        count_rows(cells, np.full(2, 5000, np.float32), np.array([7, 8]), 0, 1e4)
+    assert count_rows(np.full((1, 1), 20, np.float32), np.ones(1, np.float32), np.zeros(1, np.int64), 0, 1e4).data > 0
+
+
+def test_a_value_far_from_all_cells_gives_no_counts():
+    far = Generation(Changes(sweeps={"time": "-1e6:1e6:2"}), counts=True)
+    with pytest.raises(UsageError, match="--counts: the cell of row 0 "):
+        REFERENCE.generate(random_cells(3), far)
 
 
 def test_every_class_keeps_seeds_and_their_number_is_bounded(tmp_path):
@@ -377,14 +420,41 @@ def test_figures_are_drawn(tmp_path, kind):
 def test_a_scene_holds_real_cells_and_every_point_of_the_sweep():
     cells = random_cells(20)
     how = Generation(Changes({"cell_type": "B"}, sweeps={"time": "0:10:3"}), sample="mode", min_value=0)
-    made = scene.make_scene(REFERENCE, AnnDataCells(cells), cells.obs, how)
+    made = scene.make_scene(REFERENCE, AnnDataCells(cells), cells.obs, how, scene.every_gene)
     expected = REFERENCE.generate(cells, how).X.toarray()
-    np.testing.assert_allclose(made.made_png[1], expected[1::3], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(made.made_pnm[1], expected[1::3], rtol=1e-4, atol=1e-5)
     assert made.titles == (0.0, 5.0, 10.0)
-    np.testing.assert_array_equal(scene.nearest_cells(made.real_ng * 3, made.real_ng), np.arange(20))
-    centre, directions = scene.principal_components(made.real_ng, 4)
-    places = (made.real_ng - centre) @ directions
-    singular = np.linalg.svd(made.real_ng - made.real_ng.mean(axis=0), compute_uv=False)
+    np.testing.assert_array_equal(scene.nearest_cells(made.real_nm * 3, made.real_nm), np.arange(20))
+    centre, directions = scene.principal_components(made.real_nm, 4)
+    places = (made.real_nm - centre) @ directions
+    singular = np.linalg.svd(made.real_nm - made.real_nm.mean(axis=0), compute_uv=False)
     np.testing.assert_allclose(np.linalg.norm(places, axis=0), singular[:4], rtol=1e-3)
-    with pytest.raises(UsageError, match="no gene 'Z'"):
-        made.columns(["Z"])
+
+
+def test_a_scene_keeps_of_each_cell_what_the_dense_cells_would_give(monkeypatch):
+    monkeypatch.setattr("unicoord_atlas.generate.CELLS_AT_ONCE", 7)
+    cells, how = random_cells(20), Generation(Changes({"cell_type": "B"}, sweeps={"time": "0:10:3"}))
+
+    def kept(view_of):
+        return scene.make_scene(REFERENCE, AnnDataCells(cells), cells.obs, how, view_of)
+
+    dense, places, genes = kept(scene.every_gene), kept(scene.plane), kept(scene.these_genes([9, 2]))
+    assert dense.made_pnm.shape == (3, 20, NUM_GENES)
+    centre, directions = scene.principal_components(dense.real_nm, 2)
+    np.testing.assert_allclose(places.real_nm, (dense.real_nm - centre) @ directions, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(places.made_pnm, (dense.made_pnm - centre) @ directions, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(genes.real_nm, dense.real_nm[:, [9, 2]])
+    np.testing.assert_array_equal(genes.made_pnm, dense.made_pnm[..., [9, 2]])
+    assert places.titles == genes.titles == dense.titles
+
+
+def test_genes_are_found_among_the_model_s_own_by_any_of_their_names():
+    spec = REFERENCE.model.spec.model_copy(update={"num_genes": 3, "num_atlas_genes": NUM_GENES})
+    model = JointVAE(spec)
+    model.start_from(own_genes=torch.tensor([1, 5, 9]))
+    schema = REFERENCE.schema.model_copy(update={"aliases": {"ENSG00000000005": 5, "ENSG00000000006": 6}})
+    reference = ReferenceModel(model, REFERENCE.config, schema, REFERENCE.normalization)
+    assert scene.gene_columns(reference, ["G9", "ENSG00000000005.7", "G5"]) == [2, 1, 1]
+    for unknown in ("Z", "G2", "ENSG00000000006"):  # the last two are the atlas's, not the model's
+        with pytest.raises(UsageError, match=f"no gene '{unknown}'"):
+            scene.gene_columns(reference, ["G1", unknown])

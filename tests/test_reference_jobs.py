@@ -3,7 +3,9 @@
 import json
 import shutil
 import sys
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import anndata
@@ -23,7 +25,7 @@ from unicoord_atlas.config import RunConfig
 from unicoord_atlas.coordinate_changes import Changes
 from unicoord_atlas.coordinate_facts import facts_of, require_coordinates_of
 from unicoord_atlas.encode import encode_batches
-from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.errors import DataError, UnreachableError, UsageError
 from unicoord_atlas.generate import Generation, decode_rows, mode_latents
 from unicoord_atlas.jobs import (
     evaluate,
@@ -485,6 +487,43 @@ def test_every_command_takes_a_reference_from_the_hub(folder, tmp_path, monkeypa
     for words in (["generate", "--like", "cell_type=B", "--out", "x.h5ad", "--reference"], ["browse"]):
         ended = CliRunner().invoke(app, [*words, "hf://me/none"])
         assert str(ended.exception).startswith("hf://me/none: cannot be had from the hub (no such repository)")
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A hub that knows nobody."""
+
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_hub_that_cannot_be_reached_is_another_thing_than_one_that_refuses(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    random_reference().save(tmp_path / "reference")
+    monkeypatch.setenv("HF_TOKEN", "of-nobody")
+    monkeypatch.setenv("no_proxy", "*")
+    hub.close_session()  # the next one asks for proxies again
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", address)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            with pytest.raises(DataError, match=r"me/blood: the hub refuses it .* log in"):
+                upload(tmp_path / "reference", "me/blood", public=False)
+        finally:
+            server.shutdown()
+            thread.join()
+    with pytest.raises(UnreachableError, match=r"me/blood: the hub cannot be reached .* again") as refused:
+        upload(tmp_path / "reference", "me/blood", public=False)
+    assert refused.value.exit_code == 75
 
 
 def test_a_fine_tuned_reference_keeps_its_seeds_and_its_cells(folder, tmp_path):

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from .columns import continuous_values, label_codes
+from .discrete import discrete_coordinates
 from .errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -70,7 +71,10 @@ class Changes:
     """What a user asks for, by the names of labels and dimensions."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Class of a discrete coordinate, or ``@column`` of obs; cells whose column is empty keep their own."""
+    """Class of a discrete coordinate, or ``@column`` of obs; cells whose column is empty keep their own.
+
+    A class of an unsupervised one is a number from 0 on: ``{"unsupervised_discrete_0": "3"}``.
+    """
     values: Mapping[str, float | str] = field(default_factory=dict)
     """Value of a continuous coordinate in its label's units, or ``@column``."""
     jitter: Mapping[str, Jitter] = field(default_factory=dict)
@@ -124,7 +128,10 @@ def resolve_changes(reference: ReferenceModel, changes: Changes, obs: pd.DataFra
     twice = sorted(set(changes.sweeps) & (set(changes.labels) | set(changes.values) | set(changes.jitter)))
     if twice:
         raise UsageError(f"--sweep {twice[0]}=...: {twice[0]!r} is set otherwise, too; leave one of them out")
-    codes = {_discrete(reference, name): _codes(reference, name, asked, obs) for name, asked in changes.labels.items()}
+    coordinates, codes = discrete_coordinates(reference.config), {}
+    for name, asked in changes.labels.items():
+        number = _discrete(coordinates, name)
+        codes[number] = _codes(coordinates[number], asked, obs)
     values = {
         _continuous(latent, name, "--set-value"): _values(name, asked, obs) for name, asked in changes.values.items()
     }
@@ -138,8 +145,8 @@ def resolve_changes(reference: ReferenceModel, changes: Changes, obs: pd.DataFra
     return ResolvedChanges(codes, values, jitter, tuple(_sweep(reference, *item) for item in changes.sweeps.items()))
 
 
-def _discrete(reference: ReferenceModel, name: str) -> int:
-    names = [label.name for label in reference.config.labels]
+def _discrete(coordinates: Sequence[LabelColumn], name: str) -> int:
+    names = [label.name for label in coordinates]
     if name not in names:
         raise UsageError(f"--set-label {name}=...: no such label; it can be one of: {', '.join(names) or 'none'}")
     return names.index(name)
@@ -157,8 +164,8 @@ def _continuous(latent: LatentSpec, name: str, option: str) -> int:
     return names.index(name)
 
 
-def _codes(reference: ReferenceModel, name: str, asked: str, obs: pd.DataFrame) -> NDArray[np.int32]:
-    label = reference.label(name)
+def _codes(label: LabelColumn, asked: str, obs: pd.DataFrame) -> NDArray[np.int32]:
+    name = label.name
     if not asked.startswith(COLUMN):
         return np.broadcast_to(np.int32(label.code(asked)), (len(obs),))
     column = asked.removeprefix(COLUMN)
@@ -206,8 +213,8 @@ def _column(name: str, obs: pd.DataFrame) -> NDArray[np.float32]:
 
 def _sweep(reference: ReferenceModel, name: str, text: str) -> Sweep:
     first, last, count = _ends(name, text)
-    if any(label.name == name for label in reference.config.labels):
-        label = reference.label(name)
+    label = next((each for each in discrete_coordinates(reference.config) if each.name == name), None)
+    if label is not None:
         ends = np.eye(len(label.categories), dtype=np.float32)[[label.code(first), label.code(last)]]
         share = np.linspace(0, 1, count, dtype=np.float32)
         titles = tuple(f"{first}:{last}:{part:.4g}" for part in share.tolist())

@@ -14,6 +14,8 @@ from tqdm import tqdm
 from .allocator import give_back_freed_memory
 from .calls import Caller, CallRule
 from .coordinate_facts import facts_of
+from .discrete import unsupervised_discrete
+from .encode import softmax
 from .lineage import Tie, consistent_codes
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from .batch import MiniBatch
     from .reference import Annotation, ReferenceModel
-
+    from .schema import LabelColumn
 
 NOVELTY_COLUMNS = ("novelty", "novelty_p")
 _ROWS = 65_536
@@ -78,8 +80,8 @@ def coordinates(
 
     Returns
     -------
-    AnnData without X: obs of `annotated`, obsm X_unicoord, X_unicoord_bio and, on request, X_unicoord_<label>;
-    uns["unicoord"] names the dimensions.
+    AnnData without X: obs of `annotated`, obsm X_unicoord, X_unicoord_bio and, on request, X_unicoord_<label>, which
+    unsupervised discrete dimensions have, too; uns["unicoord"] names the dimensions.
     """
     tables: dict[str, MemoryTable] = {}
 
@@ -124,7 +126,8 @@ def annotated(
     make_table
         Makes the table of a key of obsm, of its number of rows and its width.
     probabilities
-        Also tables X_unicoord_<label> with the probability of every class.
+        Also tables X_unicoord_<label> with the probability of every class, and the same of unsupervised discrete
+        dimensions.
     rule
         Also calls by this rule, and novelty where the reference knows it.
     measured_g
@@ -134,16 +137,17 @@ def annotated(
 
     Returns
     -------
-    obs with ``<label>_predicted`` and ``<label>_confidence``; with a rule also ``<label>_call``,
-    ``<label>_call_level``, ``novelty`` and ``novelty_p``.
+    obs with ``<label>_predicted`` and ``<label>_confidence``, and ``<dimension>_predicted`` of unsupervised discrete
+    ones: a number; with a rule also ``<label>_call``, ``<label>_call_level``, ``novelty`` and ``novelty_p``.
     """
+    clusters = unsupervised_discrete(reference.config)
     columns = _Columns(reference, len(obs), rule, reference.config.ties if consistent else ())
     tables: dict[str, Table] = {}
     with tqdm(total=len(obs), desc=title, unit="cell", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         for number, part in enumerate(
             reference.annotate(_small(reference, batches), measured_g, rule is not None), start=1
         ):
-            for key, values in _tables(part, probabilities).items():
+            for key, values in _tables(part, clusters if probabilities else None).items():
                 if key not in tables:
                     tables[key] = make_table(key, len(obs), values.shape[1])
                 tables[key].append(values)
@@ -169,8 +173,11 @@ class _Columns:
     ) -> None:
         self._ties = ties
         self._labels = reference.config.labels
+        self._clusters = unsupervised_discrete(reference.config)
         names = [label.name for label in self._labels]
-        self._codes = {name: np.zeros(num_rows, np.int32) for name in names}
+        self._codes = {
+            name: np.zeros(num_rows, np.int32) for name in (*names, *(each.name for each in self._clusters.values()))
+        }
         self._confidence = {name: np.zeros(num_rows, np.float32) for name in names}
         self._callers = (
             {name: Caller(self._labels, reference.config.parent_shares, name, rule) for name in names} if rule else {}
@@ -186,6 +193,8 @@ class _Columns:
         for name, probabilities in part.probabilities.items():
             self._codes[name][rows] = chosen[name]
             self._confidence[name][rows] = np.take_along_axis(probabilities, chosen[name][:, None], axis=1)[:, 0]
+        for number, cluster in self._clusters.items():
+            self._codes[cluster.name][rows] = part.encoded.logits[number].argmax(axis=1)
         for name, caller in self._callers.items():
             self._calls[name][rows], self._levels[name][rows] = caller.call(part.probabilities[name], part.novelty_p)
         if self._novelty:
@@ -202,6 +211,9 @@ class _Columns:
                 caller = self._callers[name]
                 added[f"{name}_call"] = pd.Categorical.from_codes(self._calls[name], list(caller.categories))
                 added[f"{name}_call_level"] = pd.Categorical.from_codes(self._levels[name], list(caller.levels))
+        for cluster in self._clusters.values():
+            classes = pd.Categorical.from_codes(self._codes[cluster.name], list(cluster.categories))
+            added[f"{cluster.name}_predicted"] = classes
         added |= self._novelty
         table = with_free_names(obs, [*added, *(NOVELTY_COLUMNS if self._callers else ())])
         for name, values in added.items():
@@ -227,10 +239,12 @@ def with_free_names(obs: pd.DataFrame, ours: Iterable[str]) -> pd.DataFrame:
     return table
 
 
-def _tables(part: Annotation, probabilities: bool) -> dict[str, NDArray[np.float32]]:
+def _tables(part: Annotation, clusters: Mapping[int, LabelColumn] | None) -> dict[str, NDArray[np.float32]]:
+    """Tables of obsm; with the probabilities of labels and of these unsupervised dimensions unless it is None."""
     tables = {"X_unicoord": part.encoded.mean.astype(np.float32), "X_unicoord_bio": part.bio}
-    if probabilities:
+    if clusters is not None:
         tables |= {f"X_unicoord_{name}": values for name, values in part.probabilities.items()}
+        tables |= {f"X_unicoord_{each.name}": softmax(part.encoded.logits[at]) for at, each in clusters.items()}
     return tables
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .csr_block import CsrBlock
+from .errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from unicoord_atlas.model.joint_vae import JointVAE
 
+MOST_COUNTS = 2**31 - 1
+"""Mean counts of a gene in a cell: no experiment comes near, and NumPy draws from no mean above 2^63."""
 _MANTISSA = (1 << 64) - 1
 
 
@@ -49,11 +52,23 @@ def count_rows(
 
     Each cell has a generator of its own, keyed with the seed and the cell's row: its counts are the same however cells
     are put together.
+
+    Raises
+    ------
+    UsageError
+        If a mean is above `MOST_COUNTS`: the decoder was asked for a place far from all that it has learned.
     """
     kept, counts = [], []
     for row, size_factor, number in zip(decoded_ng, size_factors_n.tolist(), rows_n.tolist(), strict=True):
-        possible = np.flatnonzero(row > 0)
-        mean = np.expm1(row[possible].astype(np.float64)) * (size_factor / target_sum)
+        possible = np.flatnonzero(~(row <= 0))  # what is no number is not passed over
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = np.expm1(row[possible].astype(np.float64)) * (size_factor / target_sum)
+            largest = float(mean.max(initial=0))
+        if not largest <= MOST_COUNTS:
+            raise UsageError(
+                f"--counts: the cell of row {number} would have {largest:.3g} counts of one gene; a value that is "
+                "set, or --depth, is far from all that the model has learned: choose one nearer to the training cells"
+            )
         drawn = np.random.Generator(np.random.Philox(key=[seed & _MANTISSA, number])).poisson(mean)
         kept.append(possible[drawn > 0])
         counts.append(drawn[drawn > 0])

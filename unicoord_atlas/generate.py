@@ -17,6 +17,7 @@ from unicoord_atlas.model.noise import Noise, Purpose
 
 from .coordinate_changes import Changes, ResolvedChanges, resolve_changes
 from .decoded import count_rows, decode_rows, value_rows
+from .discrete import discrete_coordinates
 from .errors import UsageError
 from .points import encoded_points
 
@@ -131,7 +132,7 @@ def _decoded(
         block = count_rows(decoded_ng, depths, points.rows, how.seed, reference.normalization.target_sum)
     else:
         block = value_rows(decoded_ng, how.min_value)
-    labels, names = reference.config.labels, reference.dims
+    labels, names = discrete_coordinates(reference.config), reference.dims
     coordinates: dict[str, NDArray[np.generic]] = {
         labels[number].name: points.discrete[number].argmax(axis=1) for number in resolved.codes
     }
@@ -170,7 +171,7 @@ def _on_sweeps(
 ) -> Points:
     """The points moved to the place of each sweep that `at` (n, sweeps) names."""
     discrete, mean, variance = list(points.discrete), points.mean, points.variance
-    labels = [label.name for label in reference.config.labels]
+    labels = [label.name for label in discrete_coordinates(reference.config)]
     for number, sweep in enumerate(resolved.sweeps):
         values = sweep.values[at[:, number]]
         if sweep.values.ndim == 2:

@@ -10,20 +10,24 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .errors import UsageError
+from .discrete import discrete_coordinates
+from .errors import DataError, UsageError
 from .generate import Generation, generate
 from .memory import AnnDataCells
+from .points import between as points_between
 from .points import encode_points
 from .query import MIN_COVERAGE, QueryBatches, require_coverage
 from .seeds import choose_seeds
 from .version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
     from .generate import Generated
+    from .points import Points
+    from .query import Cells
     from .reference import ReferenceModel
 
 BATCH = 256
@@ -33,7 +37,7 @@ class GeneratedObs:
     """Collects what is known of generated cells while they are written."""
 
     def __init__(self, reference: ReferenceModel) -> None:
-        self._categories = {label.name: list(label.categories) for label in reference.config.labels}
+        self._categories = {each.name: list(each.categories) for each in discrete_coordinates(reference.config)}
         self._rows: list[NDArray[np.int64]] = []
         self._columns: dict[str, list[Any]] = {}
 
@@ -89,6 +93,33 @@ def also_like(how: Generation, like: Mapping[str, str]) -> Generation:
     return replace(how, changes=replace(how.changes, labels=labels))
 
 
+def two_cells(obs: pd.DataFrame, between: tuple[str, str], steps: int, where: object) -> list[int]:
+    """Positions of the cells that a way of so many steps begins and ends with.
+
+    Raises
+    ------
+    UsageError
+        For a way of less than two steps.
+    DataError
+        For a name that no cell has; it names `where` the cells are.
+    """
+    if steps < 2:
+        raise UsageError(f"--steps {steps}: two cells are two steps already")
+    unknown = [name for name in between if name not in obs.index]
+    if unknown:
+        raise DataError(f"{where}: has no cell {unknown[0]!r}; its first is {next(iter(obs.index), None)!r}")
+    return [int((obs.index == name).argmax()) for name in between]
+
+
+def way_between(reference: ReferenceModel, both: Cells, steps: int) -> tuple[Points, pd.DataFrame]:
+    """Points from the first of two cells to the second, ends included, and their obs: ``share`` of the way."""
+    batches = QueryBatches(both, reference.schema, reference.normalization)
+    (ends,) = encode_points(reference.model, batches, reference.device)
+    shares = [number / (steps - 1) for number in range(steps)]
+    obs = pd.DataFrame({"share": shares}, index=[f"between-{number}" for number in range(steps)])
+    return points_between(ends.take(ends.rows[:1]), ends.take(ends.rows[1:]), steps), obs
+
+
 def generate_anndata(
     reference: ReferenceModel,
     adata: anndata.AnnData | None,
@@ -96,31 +127,53 @@ def generate_anndata(
     like: Mapping[str, str],
     num: int,
     layer: str | None,
+    between: tuple[str, str] | None = None,
+    steps: int = 11,
     min_coverage: float = MIN_COVERAGE,
 ) -> anndata.AnnData:
     """What `ReferenceModel.generate` does: X is CSR over the model's genes, obs as of `GeneratedObs.table`.
 
+    Parameters
+    ----------
+    between, steps
+        Names of two cells of `adata`, and how many cells to make on the way from one to the other, ends included; obs
+        then says the ``share`` of the way.
+
     Raises
     ------
     UsageError
-        If neither or both of `adata` and `like` are given, and as `generate.generate` and `seeds.choose_seeds`.
+        If neither or both of `adata` and `like` are given, if `num` or `between` is not for what is given, and as
+        `generate.generate`, `seeds.choose_seeds` and `two_cells`.
     DataError
-        If the cells' genes carry less than `min_coverage` of the reference's mean profile.
+        If the cells' genes carry less than `min_coverage` of the reference's mean profile, and as
+        `generate.generate`, `seeds.choose_seeds` and `two_cells`.
     """
     how = how or Generation()
+    source: dict[str, Any] = {}
+    stream: Iterable[Points]
     if (adata is None) == (not like):
         raise UsageError("generate: give either cells to start from, or `like` for new ones")
-    source: dict[str, Any]
     if adata is None:
-        how = also_like(how, like)
+        if between is not None:
+            raise UsageError("generate: `between` names two cells, so give the AnnData that holds them")
+        how, source = also_like(how, like), {"like": dict(like)}
         points, obs = choose_seeds(reference, like, num, how.seed)
-        source, stream = {"like": dict(like)}, iter([points])
+        stream = [points]
+    elif num != 1:
+        raise UsageError("generate: `num` is for `like`; of an AnnData each cell is taken")
     else:
-        cells = AnnDataCells(adata, layer, reference.normalization.input)
-        batches = QueryBatches(cells, reference.schema, reference.normalization, batch_size=BATCH)
-        require_coverage(batches.coverage, cells.path, min_coverage)
-        source, obs = {"profile_share": batches.coverage.profile_share}, adata.obs
-        stream = encode_points(reference.model, batches, reference.device)
+        input = reference.normalization.input
+        batches = QueryBatches(
+            AnnDataCells(adata, layer, input), reference.schema, reference.normalization, batch_size=BATCH
+        )
+        require_coverage(batches.coverage, AnnDataCells.path, min_coverage)
+        source = {"profile_share": batches.coverage.profile_share}
+        stream, obs = encode_points(reference.model, batches, reference.device), adata.obs
+        if between is not None:
+            rows = two_cells(obs, between, steps, AnnDataCells.path)
+            points, obs = way_between(reference, AnnDataCells(adata[rows], layer, input), steps)
+            how, stream = replace(how, reconstruct=True), [points]
+            source |= {"between": list(between)}
     collected, blocks = GeneratedObs(reference), []
     for part in generate(reference, stream, how, obs):
         collected.add(part)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .discrete import unsupervised_discrete
+
 if TYPE_CHECKING:
     from .reference import ReferenceModel
 
@@ -23,6 +25,9 @@ def model_card(reference: ReferenceModel) -> str:
         if label.folded
     )
     continuous = ", ".join(each.name for each in latent.continuous if each.supervised) or "none"
+    clusters = ", ".join(
+        f"{each.name} (classes 0 to {len(each.categories) - 1})" for each in unsupervised_discrete(config).values()
+    )
     metrics = "\n".join(f"| {name} | {value:,.4g} |" for name, value in config.metrics.items())
     return f"""---
 library_name: unicoord-atlas
@@ -47,6 +52,7 @@ on {config.atlas.get("training_cells", 0):,} cells and {config.network.num_genes
 {labels}
 - supervised continuous: {continuous}
 - unsupervised continuous: {sum(not each.supervised for each in latent.continuous)} dimensions
+- unsupervised discrete: {clusters or "none"}
 
 Classes folded into "other" for having too few labelled training cells:
 

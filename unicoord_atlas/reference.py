@@ -262,9 +262,11 @@ class ReferenceModel:
         like: Mapping[str, str] | None = None,
         num: int = 1,
         layer: str | None = None,
+        between: tuple[str, str] | None = None,
+        steps: int = 11,
         min_coverage: float = MIN_COVERAGE,
     ) -> anndata.AnnData:
-        """Generate cells: those of an AnnData with some coordinates changed, or new ones.
+        """Generate cells: those of an AnnData with some coordinates changed, some between two of them, or new ones.
 
         Parameters
         ----------
@@ -274,6 +276,9 @@ class ReferenceModel:
             What is changed and how cells are drawn: ``Generation(Changes(labels={"cell_type": "B"}))``.
         like, num
             Without `adata`: so many cells with these labels, from the reference's seeds.
+        between, steps
+            So many cells on the way from one cell of `adata` to another, by their names, ends included; `how` may set
+            other coordinates of theirs.
         min_coverage
             As of `map`.
 
@@ -283,7 +288,7 @@ class ReferenceModel:
         """
         from .generated import generate_anndata  # late: it needs this module
 
-        return generate_anndata(self, adata, how, like or {}, num, layer, min_coverage)
+        return generate_anndata(self, adata, how, like or {}, num, layer, between, steps, min_coverage)
 
     def bio(self, encoded: Encoded, probabilities: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """(n, b): standardized continuous dimensions and roots of label probabilities, but for technical ones."""
