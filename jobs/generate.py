@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from unicoord_atlas.points import Points
-    from unicoord_atlas.query import Cells
 
 
 @dataclass(frozen=True)
