@@ -134,13 +134,17 @@ def check(
 @app.command()
 def config(
     default: Annotated[bool, typer.Option("--default", help="Print the default settings, commented.")] = False,
+    recipe: Annotated[
+        Literal["default", "paper", "released"] | None,
+        typer.Option(help="Print the settings of this recipe, commented: what a file says wins over its `recipe`."),
+    ] = None,
 ) -> None:
     """Print settings as TOML."""
     from unicoord_atlas.config import RunConfig
 
-    if not default:
-        raise UsageError("config: say --default to print the default settings")
-    print(RunConfig().to_toml(comments=True), end="")
+    if recipe is None and not default:
+        raise UsageError("config: say --default, or --recipe NAME, to print settings")
+    print(RunConfig.of({"recipe": recipe or "default"}).to_toml(comments=True), end="")
 
 
 @app.command()

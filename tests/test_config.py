@@ -4,9 +4,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import ConfigError
+from unicoord_atlas.jobs import cli
 from unicoord_atlas.recipes import RECIPES
 
 
@@ -22,6 +24,24 @@ def test_a_recipe_survives_its_own_toml(tmp_path, recipe):
     config = RunConfig.load(None, [f"recipe={recipe}"])
     path.write_text(config.to_toml())
     assert RunConfig.load(path) == config
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_what_config_prints_of_a_recipe_is_that_recipe(tmp_path, recipe):
+    printed = CliRunner().invoke(cli.app, ["config", "--recipe", recipe]).stdout
+    path = tmp_path / "run.toml"
+    path.write_text(printed)
+    assert RunConfig.load(path) == RunConfig.of({"recipe": recipe})
+    note, line, *_ = printed.splitlines()
+    assert note.startswith("#") and "wins over the recipe" in note and "config --recipe" in note
+    assert line.startswith(f'recipe = "{recipe}"')
+
+
+def test_config_prints_the_default_recipe_or_asks_which():
+    for words in (["--default"], ["--recipe", "default"]):
+        assert CliRunner().invoke(cli.app, ["config", *words]).stdout == RunConfig().to_toml(comments=True)
+    asked = CliRunner().invoke(cli.app, ["config"])
+    assert "say --default, or --recipe NAME" in str(asked.exception)
 
 
 def test_what_is_given_beats_the_recipe():
