@@ -166,6 +166,14 @@ class StreamConfig(_Section):
     memory: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(KiB|MiB|GiB)$")] = Field(
         "1GiB", description="window and read-ahead fit in it"
     )
+    balance: str = Field(
+        "",
+        description="a label of latent.discrete, its rare classes folded, or an obs column: training draws its classes "
+        "alike, and leaves out cells that have none",
+    )
+    balance_temperature: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        1.0, description="1 = each class equally often; 0 = as often as it has cells"
+    )
 
     @property
     def memory_bytes(self) -> int:
