@@ -1,3 +1,4 @@
+import ast
 import tomllib
 from pathlib import Path
 
@@ -84,6 +85,22 @@ def test_heca_toml_is_valid():
     config = RunConfig.load(Path(__file__).parents[1] / "configs" / "heca.toml")
     assert config.data.max_cells == 50_000
     assert config.data.min_cells == 200
+
+
+def test_the_ablation_sets_back_each_line_that_is_ours():
+    """Those marked *, to what the recipe "paper" has."""
+    program = (Path(__file__).parents[1] / "benchmarks" / "bench_ablation.py").read_text()
+    (lines,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(program).body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PAPER_LINES"
+    )
+    fields = {section: type(getattr(RunConfig(), section)).model_fields for section in RECIPES["paper"]}
+    paper = {(section, key): value for section, keys in RECIPES["paper"].items() for key, value in keys.items()}
+    ours = {(section, key) for section, key in paper if (fields[section][key].description or "").startswith("*")}
+    assert {".".join(names) for names in ours} - set(lines) == {"train.learning_rate_rule"}  # the same at 256 cells
+    for section, key in ours - {("train", "learning_rate_rule")}:
+        assert getattr(getattr(RunConfig.load(None, lines[f"{section}.{key}"]), section), key) == paper[section, key]
 
 
 _VALUES = st.recursive(
