@@ -114,7 +114,7 @@ def test_a_balanced_run_trains_and_says_what_it_draws(atlas, tmp_path, capsys, m
     said = capsys.readouterr().err
     assert re.search(r"stream\.balance = 'cell_type': \d+ draws an epoch from 2 classes; \d+ training cells with", said)
     assert f"for 1 epochs of {result['steps']} steps" in said  # a step is of two parts
-    assert 0 < result["metrics"]["cell_type_accuracy"] <= 1
+    assert 0 <= result["metrics"]["cell_type_accuracy"] <= 1
     monkeypatch.setenv("RANK", "1")  # of a run that is finished already the first process alone speaks
     assert train.run(options) == {}
     assert capsys.readouterr() == ("", "")
