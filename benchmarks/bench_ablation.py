@@ -44,8 +44,10 @@ PAPER_LINES = {
     "default": [],
     "data.mask_unmeasured": ["data.mask_unmeasured=false"],
     "latent.standardize": ["latent.standardize=false"],
+    "latent.conditional": ["latent.conditional=false"],  # of tied labels, which no task here has: bench_hierarchy.py
     "loss.beta": ["loss.beta=1.0"],
     "loss.beta_warmup_steps": ["loss.beta_warmup_steps=0"],
+    "loss.independence": ["loss.independence=0.0"],
     "augment.thinning": ["augment.thinning=0.0"],
     "augment.gene_dropout": ["augment.gene_dropout=0.0"],
     "augment.gene_panels": ["augment.gene_panels=0.0"],

@@ -110,7 +110,7 @@ def _write_run(out: Path, store: CellStore) -> None:
     reference = ReferenceModel(model, config, store.schema, store.normalization)
     rows = np.arange(store.n_obs)
     parts = [_stream(store, rows[offset :: max(store.n_obs // 4_000, 1)]) for offset in (0, 1)]
-    reference.novelty = novelty_of(reference, parts[0], parts[1], {})
+    reference.novelty = novelty_of(reference, parts[0], parts[0], parts[1], {}, ())
     with finished_directory(out, [Path(store.uri)], {}) as partial:
         reference.save(partial)
 

@@ -79,19 +79,30 @@ def main() -> int:
 def measure(inputs: Inputs, args: argparse.Namespace) -> dict[str, Any]:
     """The parts asked for; the others as an earlier call left them in the JSON."""
     result: dict[str, Any] = {"best": {}, "rows": [], "starts": {}}
-    if set(args.parts) != set(PARTS):
-        result.update(json.loads(args.json.read_text()))
-    result |= {"date": time.strftime("%Y-%m-%d"), "command": "python benchmarks/bench_loader.py --peer-python PYTHON"}
-    result["machine"] = machine()
+    if args.json and args.json.exists() and set(args.parts) != set(PARTS):
+        result = measured_before(args.json)
+    result["command"] = "python benchmarks/bench_loader.py --peer-python PYTHON"
+    when = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
     if "tune" in args.parts and args.peer_python:
         result["best"] = {str(batch): best_setting(inputs, args, batch) for batch in BATCHES}
+        result["tuned"] = when
     measured = measure_fast(inputs, args, result["best"]) if "fast" in args.parts else []
     measured += measure_slow(inputs, args) if "slow" in args.parts else []
     new = {(row["loader"], row["batch"]) for row in measured}
-    result["rows"] = [row for row in result["rows"] if (row["loader"], row["batch"]) not in new] + measured
+    kept = [row for row in result["rows"] if (row["loader"], row["batch"]) not in new]
+    result["rows"] = kept + [{**row, **when} for row in measured]
     if "starts" in args.parts:
-        result["starts"] = measure_starts(inputs, args.quick)
+        result["starts"] = {**measure_starts(inputs, args.quick), **when}
     return result
+
+
+def measured_before(path: Path) -> dict[str, Any]:
+    """What earlier calls measured; what all of it has in common in an older file is said of each row."""
+    result = json.loads(path.read_text())
+    when = {key: result.pop(key) for key in ("date", "machine") if key in result}
+    result["rows"] = [{**when, **row} for row in result["rows"]]
+    result["starts"] = {**when, **result["starts"]} if result["starts"] else {}
+    return {"tuned": when, **result}
 
 
 def measure_fast(inputs: Inputs, args: argparse.Namespace, best: dict[str, Any]) -> list[dict[str, Any]]:
@@ -186,10 +197,12 @@ def at_most(name: str, value: float, limit: float) -> Bar:
 
 
 def loader_bars(rows: list[dict[str, Any]]) -> list[Bar]:
-    """Ours against each peer and the limit; a peer that was not run counts as not beaten."""
+    """Ours against each peer and the limit; a peer that was not run counts as not beaten; none without ours."""
     found = {(row["loader"], row["batch"]): row for row in rows}
     bars = []
     for batch in BATCHES:
+        if ("ours", batch) not in found:
+            continue
         ours = found["ours", batch]
 
         def times(name: str, limit: float, other: str, batch: int = batch, mine: dict[str, Any] = ours) -> Bar:
@@ -208,10 +221,12 @@ def loader_bars(rows: list[dict[str, Any]]) -> list[Bar]:
             bars.append(at_most(f"memory_of_annbatch_{batch}", ours["peak"] / theirs["peak"], 1.0))
             entropy = ours["mixing"]["entropy"] / theirs["mixing"]["entropy"]
             bars.append(at_least(f"entropy_of_annbatch_{batch}", entropy, 0.99))  # seeds: 0.6 %
+            above = ours["mixing"]["neighbours"] - theirs["mixing"]["neighbours"]
+            bars.append(at_most(f"neighbours_above_annbatch_{batch}", above, 0.05))
     return bars
 
 
-def start_bars(starts: dict[str, float]) -> list[Bar]:
+def start_bars(starts: dict[str, Any]) -> list[Bar]:
     """Memory that does not grow with the cells, and no waiting."""
     if not starts:
         return []

@@ -61,15 +61,21 @@ def main() -> int:
     args = parser.parse_args()
     result: dict[str, Any] = {"parts": {}}
     if args.json and args.json.exists() and set(args.parts) != set(PARTS):
-        result = json.loads(args.json.read_text())
+        result["parts"] = parts_before(args.json)
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
         for name in args.parts:
-            result["parts"][name] = PARTS[name](work, QUICK if args.quick else FULL, args.data)
-            result["parts"][name]["date"] = time.strftime("%Y-%m-%d")
-            result["parts"][name]["load_average"] = round(os.getloadavg()[0], 1)
+            part = PARTS[name](work, QUICK if args.quick else FULL, args.data)
+            when = {"date": time.strftime("%Y-%m-%d"), "load_average": round(os.getloadavg()[0], 1)}
+            result["parts"][name] = {**part, **when, "machine": machine()}
             bars = report(result, args.json)
     return int(not all(met(*bar[1:]) for bar in bars))
+
+
+def parts_before(path: Path) -> dict[str, Any]:
+    """The parts that earlier calls measured; what all have in common in an older file is said of each."""
+    result = json.loads(path.read_text())
+    return {name: {"machine": result.get("machine"), **part} for name, part in result["parts"].items()}
 
 
 def report(result: dict[str, Any], path: Path | None) -> list[Bar]:
@@ -81,7 +87,7 @@ def report(result: dict[str, Any], path: Path | None) -> list[Bar]:
         print(f"bar {name} {value:.3f} {sense} {bound} {'ok' if met(value, sense, bound) else 'SHORT'}")
     if path:
         command = f"python benchmarks/bench_train.py --parts {' '.join(result['parts'])} --work DIR"
-        result |= {"command": command, "machine": machine(), "bars": bars}
+        result |= {"command": command, "bars": bars}
         path.write_text(json.dumps(result, indent=1) + "\n")
         plot(result["parts"], path.with_suffix(".png"))
     return bars

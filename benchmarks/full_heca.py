@@ -85,7 +85,8 @@ def run_size(args: argparse.Namespace, cells: int) -> dict[str, Any] | None:
         if name == args.stop_before:
             return None
         figures[name] = run_stage(folder, name, [str(word) for word in command])
-        print(f"{cells:>9,} cells  {shown(name, figures[name], of(name, cells))}", flush=True)
+        figures[name]["cells_per_second"] = of(name, cells) / figures[name]["wall_s"]
+        print(f"{cells:>9,} cells  {shown(name, figures[name])}", flush=True)
     if args.discard:
         for path in folder.iterdir():
             if path.is_dir() and path.name not in ("figures", "run", "reference", "near.gene-sets"):
@@ -172,10 +173,10 @@ def summed(attempts: list[dict[str, Any]]) -> dict[str, Any]:
     return first
 
 
-def shown(name: str, row: dict[str, Any], cells: int) -> str:
+def shown(name: str, row: dict[str, Any]) -> str:
     """A line about a stage."""
     return (
-        f"{name:<17} {row['wall_s']:8.1f} s  {cells / row['wall_s']:9,.0f} cells/s  {row['peak_rss'] / GIB:5.2f} GiB"
+        f"{name:<17} {row['wall_s']:8.1f} s  {row['cells_per_second']:9,.0f} cells/s  {row['peak_rss'] / GIB:5.2f} GiB"
         f"  read {row['read'] / 1e9:6.2f} GB  written {row['written'] / 1e9:6.2f} GB"
     )
 
@@ -209,9 +210,8 @@ def table(result: dict[str, Any]) -> str:
         lines += ["", f"## {run['cells']:,} cells x 43,878 genes, {query_cells(run['cells']):,} cells held out", ""]
         lines += ["| stage | s | cells/s | peak GiB | without file pages | GB read | GB written |", "|---" * 7 + "|"]
         for name, row in run["stages"].items():
-            cells = of(name, run["cells"])
             lines.append(
-                f"| {name} | {row['wall_s']:,.1f} | {cells / row['wall_s']:,.0f} | {row['peak_rss'] / GIB:.2f} | "
+                f"| {name} | {row['wall_s']:,.1f} | {row['cells_per_second']:,.0f} | {row['peak_rss'] / GIB:.2f} | "
                 f"{row['peak_anonymous'] / GIB:.2f} | {row['read'] / 1e9:.2f} | {row['written'] / 1e9:.2f} |"
             )
         peak = max(row["peak_rss"] for row in run["stages"].values()) / GIB

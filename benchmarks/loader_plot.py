@@ -27,6 +27,8 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
     """Draw the loaders that were run, on a logarithmic axis: they are orders of magnitude apart."""
     found = {(row["loader"], row["batch"]): row["cells_per_second"] for row in rows}
     names = [name for name in NAMES if (name, 512) in found]
+    if not names:
+        return
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     for shift, batch in ((0.2, 512), (-0.2, 4096)):
         speeds = [found[name, batch] for name in names]

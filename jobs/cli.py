@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -134,13 +134,17 @@ def check(
 @app.command()
 def config(
     default: Annotated[bool, typer.Option("--default", help="Print the default settings, commented.")] = False,
+    recipe: Annotated[
+        Literal["default", "paper", "released"] | None,
+        typer.Option(help="Print the settings of this recipe, commented: what a file says wins over its `recipe`."),
+    ] = None,
 ) -> None:
     """Print settings as TOML."""
     from unicoord_atlas.config import RunConfig
 
-    if not default:
-        raise UsageError("config: say --default to print the default settings")
-    print(RunConfig().to_toml(comments=True), end="")
+    if recipe is None and not default:
+        raise UsageError("config: say --default, or --recipe NAME, to print settings")
+    print(RunConfig.of({"recipe": recipe or "default"}).to_toml(comments=True), end="")
 
 
 @app.command()
@@ -239,10 +243,15 @@ def main() -> None:
 
 def _allow_many_files() -> None:
     """An atlas of hundreds of sources or shards holds more open than the usual 1,024."""
+    if sys.platform == "win32":  # no such limit, and no such module
+        return
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        with suppress(ValueError):  # macOS says that there is no hard limit, and has one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def run_command(command: Callable[[], Any]) -> int:

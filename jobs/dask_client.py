@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from unicoord_atlas.cores import usable_cores
 from unicoord_atlas.errors import UsageError
 from unicoord_atlas.loaders.in_order import in_order
 
@@ -42,7 +42,7 @@ def pieces_runner(address: str | None, threads: int = 0) -> Iterator[RunPieces]:
 
 def threads_of(asked: int) -> int:
     """The threads asked for; for 0 as many as there are cores, up to 4."""
-    return asked or min(4, len(os.sched_getaffinity(0)))
+    return asked or min(4, usable_cores())
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from unicoord_atlas.cores import usable_cores
 from unicoord_atlas.training.precision import bf16_speedup
 
 from .console_text import plain_console
@@ -26,7 +27,7 @@ def run(console: Console | None = None) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cpu_bf16_speedup": round(bf16_speedup(), 2),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from unicoord_atlas.cores import usable_cores
 from unicoord_atlas.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -84,4 +84,4 @@ class IngestOptions:
         """Threads that work on one source or shard."""
         if self.threads or self.dask is not None:
             return self.threads or 1
-        return min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        return min(_MOST_THREADS, usable_cores())

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from unicoord_atlas.cores import usable_cores
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def run(options: LaunchOptions) -> int:
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
-    threads = max((os.cpu_count() or 1) // options.processes, 1)
+    threads = max(usable_cores() // options.processes, 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     launch = elastic_launch(_launch_config(options), entrypoint=sys.executable)
     try:

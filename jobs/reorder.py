@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import zarr
 from tqdm import tqdm
 
 from unicoord_atlas.allocator import give_back_freed_memory
+from unicoord_atlas.cores import usable_cores
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.loaders.cell_names import FrameColumns
 from unicoord_atlas.loaders.graph_order import ReorderedTable, mapped_copy, reordered_matrix
@@ -93,7 +93,7 @@ def _write_cells(store: ZarrStore, order: NDArray[np.int64], options: ReorderOpt
     config = {"reordered": fingerprint_of(store)}
     try:
         with finished_directory(options.out, [options.store], config, resume=True, counts=counts) as partial:
-            threads = options.threads or min(4, len(os.sched_getaffinity(0)))
+            threads = options.threads or min(4, usable_cores())
             with tqdm(total=store.n_obs, desc="reorder", unit=" cells", unit_scale=True, disable=None) as bar:
                 write_reordered(partial, layout, store, order, threads, bar.update)
             give_back_freed_memory()

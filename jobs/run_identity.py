@@ -23,6 +23,8 @@ RUN_FACTS = "run.json"
 _SETTINGS = "run.toml"
 _BEGUN = {_SETTINGS, f".{RUN_FACTS}.partial"}
 """All that a run has whose first moment a kill, or a full disk, cut short."""
+_BEFORE_THEM = {"stream.balance": "", "stream.balance_temperature": 1.0}
+"""What runs did that began before there were these settings: they go on."""
 
 
 def refuse_other(out: Path, store: CellStore, config: RunConfig) -> None:
@@ -82,7 +84,8 @@ def _facts(store: CellStore, config: RunConfig) -> dict[str, Any]:
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Dotted names of settings that are not the same."""
-    return [name for name in _dotted(now) if _look(before, name) != _look(now, name)]
+    were = {name: _BEFORE_THEM.get(name) if (value := _look(before, name)) is None else value for name in _dotted(now)}
+    return [name for name, value in were.items() if value != _look(now, name)]
 
 
 def _dotted(settings: dict[str, Any]) -> list[str]:

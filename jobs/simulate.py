@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
@@ -14,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unicoord_atlas.blueprint import ORGANS, fill_means, invent_means, make_blueprint, split_cells
+from unicoord_atlas.cores import usable_cores
 from unicoord_atlas.errors import AlreadyDone, UsageError
 from unicoord_atlas.gene_names import gene_names, read_gene_columns
 from unicoord_atlas.genes import GeneSpace, listed_space, map_names, remap, union_space
@@ -122,7 +122,7 @@ def _write_organs(
             else:
                 write_organ(path, organ, var, options.compress, advance)
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             largest_first = sorted(range(len(cells)), key=lambda number: -cells[number])
             futures = [pool.submit(write, number) for number in largest_first]
             try:

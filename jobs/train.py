@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import signal
 import sys
@@ -15,6 +16,7 @@ import torch
 
 from unicoord_atlas.allocator import give_back_freed_memory, keep_freed_memory
 from unicoord_atlas.errors import DataError
+from unicoord_atlas.loaders.balance import with_balance
 from unicoord_atlas.loaders.device_feed import DeviceFeed
 from unicoord_atlas.loaders.graph_pass import moments_of_amounts
 from unicoord_atlas.loaders.in_order import in_order
@@ -52,6 +54,7 @@ from .full_disk import full_disk_named
 from .label_tables import columns_of_table
 from .mirrored_run import mirrored, send_finished
 from .run_identity import alone, by_dotted_name, claim, refuse_other
+from .train_cells import shuffled
 from .train_report import REPORT, write_report
 from .train_summary import preparation_text, summary_table
 from .workdir import finished_directory
@@ -92,6 +95,8 @@ def run(options: TrainOptions) -> dict[str, Any]:
     refuse_other(options.out, store, config)
     finished = _finished(options.out)
     if finished is not None:
+        if os.environ.get("RANK", "0") != "0":  # the first process says so, and makes the page
+            return {}
         if not (options.out / REPORT).exists():
             _report(options)  # a kill came between the model and its report
         send_finished(mirror, options.out)
@@ -155,7 +160,7 @@ def _finished(out: Path) -> Progress | None:
 
 
 def prepare_store(store: CellStore, config: RunConfig) -> Preparation:
-    """Split, labels and per-cell columns of a store under a run's settings."""
+    """Split, labels, per-cell columns and how cells are drawn, of a store under a run's settings."""
     if not store.normalization.profile_g.any():
         raise DataError(
             f"{store.uri}: each gene makes up over 5 % of some cell's counts, so none is left for size factors; "
@@ -164,21 +169,22 @@ def prepare_store(store: CellStore, config: RunConfig) -> Preparation:
     latent = config.latent
     keys = [name.removeprefix("obsm:") for name in latent.continuous if name.startswith("obsm:")]
     tables = {key: columns_of_table(store, key) for key in keys}
-    return prepare(config, store.schema, store.obs(arrow_names=True), store.size_factors, tables)
+    obs = store.obs(arrow_names=True)
+    return with_balance(prepare(config, store.schema, obs, store.size_factors, tables), config.stream, obs)
 
 
 def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, accelerator: Accelerator) -> Training:
     config = options.config
     graph = graph_of(store, config)
     partition = Partition(accelerator.process_index, accelerator.num_processes)
-    batch_size = even_batch_size(len(prepared.training_rows), config.train.batch_size)
+    batch_size = even_batch_size(prepared.num_drawn, config.train.batch_size)
     part = part_size(batch_size, partition.world_size, config.train.accumulate_steps)
     on_gpu = accelerator.device.type == "cuda"
-    training = _shuffled(store, prepared, config, part, partition, pinned=on_gpu)
+    training = shuffled(store, prepared, config, part, partition, balanced=True, pinned=on_gpu)
     moments = partial(moments_of_amounts, store, partial(in_order, threads=2))
     genes = own_genes(config, store.schema, moments, listed_genes(config, store.schema, store.uri))
-    # Of the same cells on every rank: what a model starts with beside its weights is not sent around.
-    first_cells = _shuffled(store, prepared, config, batch_size, ALONE)
+    # Of the same cells on every rank: what a model starts with beside its weights is not sent around.  Never one twice.
+    first_cells = shuffled(store, prepared, config, batch_size, ALONE, balanced=False)
     profile = profile_of(first_cells, store.schema.measured_sg(), store.normalization)
     model = build_model(config, store.schema, store.normalization, prepared, genes, profile).to(accelerator.device)
     objective = build_objective(config, model, prepared, accelerator.device)  # it may refuse a label
@@ -188,7 +194,7 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
         _precision(options, accelerator.device)
     accelerator.wait_for_everyone()
     model.compute_dtype = _precision(options, accelerator.device)
-    epochs = num_epochs(config, len(prepared.training_rows))
+    epochs = num_epochs(config, prepared.num_drawn)
     table: LatentTable | None = None
     stream: BatchStream = training
     if graph is not None:
@@ -208,28 +214,6 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
         options.out,
         accelerator,
         table,
-    )
-
-
-def _shuffled(
-    store: CellStore,
-    prepared: Preparation,
-    config: RunConfig,
-    batch_size: int,
-    partition: Partition,
-    pinned: bool = False,
-) -> CellStream:
-    return CellStream(
-        store,
-        prepared.columns,
-        batch_size=batch_size,
-        seed=config.train.seed,
-        rows=prepared.training_rows,
-        window_cells=config.stream.window_cells,
-        memory_bytes=config.stream.memory_bytes,
-        partition=partition,
-        drop_last=True,
-        pinned=pinned,
     )
 
 

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 
 def balanced_weights(codes: NDArray[np.int32], temperature: float = 1.0) -> NDArray[np.float64]:
-    """(N,) weights that draw the categories alike: category k in proportion to (its cells) ** (1 - temperature).
+    """(N,) weights that draw the categories alike: each in proportion to `cells ** (1 - temperature)`.
 
-    0 leaves the cells as they are, 1 draws each category equally often.  Cells with a negative code get weight 0.
+    Parameters
+    ----------
+    codes
+        (N,) category of each cell; one with a negative code gets weight 0.
+    temperature
+        0 leaves the cells as they are, 1 draws each category equally often.
     """
     labelled = codes >= 0
     counts = np.bincount(codes[labelled])
@@ -46,6 +51,7 @@ def draw_rows(
     expected = np.cumsum(chosen) * (num_draws / chosen.sum())
     expected[expected == expected[-1]] = num_draws  # the sum of so many floats may fall a little short
     drawn = np.diff(np.floor(expected + rng.random()), prepend=0.0).astype(np.int64)
-    layers = [np.flatnonzero(drawn > times) for times in range(int(drawn.max()))]
-    positions = np.concatenate(layers)
+    positions = np.repeat(np.arange(len(drawn), dtype=np.int64), drawn)
+    times_before = np.arange(len(positions)) - np.repeat(np.cumsum(drawn) - drawn, drawn)
+    positions = positions[np.argsort(times_before, kind="stable")]
     return positions if rows is None else rows[positions]

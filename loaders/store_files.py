@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import zarr
 
 from unicoord_atlas.checksums import file_checksum
+from unicoord_atlas.cores import usable_cores
 from unicoord_atlas.errors import UsageError
 
 from .object_address import object_address
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .byte_cache import ByteCache
 
-READ_THREADS = min(os.cpu_count() or 2, 8)
+READ_THREADS = min(usable_cores(), 8)
 
 
 class StoreFiles(Protocol):

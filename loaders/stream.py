@@ -99,14 +99,15 @@ class CellStream:
         self._drop_last = drop_last
         self._num_workers = num_workers
         self._pinned = pinned
-        cut = Cut(partition.world_size, batch_size, 1, block_cells)
-        if order == "stored":  # nothing is mixed
-            window_cells, memory_bytes = min(window_cells, _STORED_CELLS), min(memory_bytes, _STORED_BYTES)
-        fits = min(window_cells, cells_in_memory(store, rows, block_cells, memory_bytes // (2 + 2 * num_workers)))
-        self._cut = replace(cut, window_batches=max(fits // batch_size, 1))
         self._epoch = 0
         self._past: tuple[tuple[Cut, int], ...] = ()
         """Cuts that this epoch was read with before, and the batches each rank delivered."""
+        cut = Cut(partition.world_size, batch_size, 1, block_cells)
+        if order == "stored":  # nothing is mixed
+            window_cells, memory_bytes = min(window_cells, _STORED_CELLS), min(memory_bytes, _STORED_BYTES)
+        # Cells that are drawn often lie together in blocks of their own, which may hold more entries than any others.
+        fits = cells_in_memory(store, self._rows(), block_cells, memory_bytes // (2 + 2 * num_workers))
+        self._cut = replace(cut, window_batches=max(min(window_cells, fits) // batch_size, 1))
         self._start = 0
         self._done = 0
         if drop_last and self._plan().num_batches == 0:

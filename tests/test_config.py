@@ -1,12 +1,15 @@
+import ast
 import tomllib
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import ConfigError
+from unicoord_atlas.jobs import cli
 from unicoord_atlas.recipes import RECIPES
 
 
@@ -22,6 +25,24 @@ def test_a_recipe_survives_its_own_toml(tmp_path, recipe):
     config = RunConfig.load(None, [f"recipe={recipe}"])
     path.write_text(config.to_toml())
     assert RunConfig.load(path) == config
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_what_config_prints_of_a_recipe_is_that_recipe(tmp_path, recipe):
+    printed = CliRunner().invoke(cli.app, ["config", "--recipe", recipe]).stdout
+    path = tmp_path / "run.toml"
+    path.write_text(printed)
+    assert RunConfig.load(path) == RunConfig.of({"recipe": recipe})
+    note, line, *_ = printed.splitlines()
+    assert note.startswith("#") and "wins over the recipe" in note and "config --recipe" in note
+    assert line.startswith(f'recipe = "{recipe}"')
+
+
+def test_config_prints_the_default_recipe_or_asks_which():
+    for words in (["--default"], ["--recipe", "default"]):
+        assert CliRunner().invoke(cli.app, ["config", *words]).stdout == RunConfig().to_toml(comments=True)
+    asked = CliRunner().invoke(cli.app, ["config"])
+    assert "say --default, or --recipe NAME" in str(asked.exception)
 
 
 def test_what_is_given_beats_the_recipe():
@@ -64,6 +85,22 @@ def test_heca_toml_is_valid():
     config = RunConfig.load(Path(__file__).parents[1] / "configs" / "heca.toml")
     assert config.data.max_cells == 50_000
     assert config.data.min_cells == 200
+
+
+def test_the_ablation_sets_back_each_line_that_is_ours():
+    """Those marked *, to what the recipe "paper" has."""
+    program = (Path(__file__).parents[1] / "benchmarks" / "bench_ablation.py").read_text()
+    (lines,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(program).body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PAPER_LINES"
+    )
+    fields = {section: type(getattr(RunConfig(), section)).model_fields for section in RECIPES["paper"]}
+    paper = {(section, key): value for section, keys in RECIPES["paper"].items() for key, value in keys.items()}
+    ours = {(section, key) for section, key in paper if (fields[section][key].description or "").startswith("*")}
+    assert {".".join(names) for names in ours} - set(lines) == {"train.learning_rate_rule"}  # the same at 256 cells
+    for section, key in ours - {("train", "learning_rate_rule")}:
+        assert getattr(getattr(RunConfig.load(None, lines[f"{section}.{key}"]), section), key) == paper[section, key]
 
 
 _VALUES = st.recursive(

@@ -133,6 +133,14 @@ def test_draws_of_a_subset_stay_in_it():
         draw_rows(np.zeros(5), rows, np.random.default_rng(0))
 
 
+def test_a_class_of_one_cell_is_drawn_half_a_million_times_at_once():
+    weights = balanced_weights(np.arange(1_000_000, dtype=np.int32) // 999_999)
+    drawn = draw_rows(weights, None, np.random.default_rng(0))
+    assert (drawn == 999_999).sum() == 500_000
+    assert (np.diff(drawn[: np.argmin(np.diff(drawn)) + 1]) > 0).all()  # each once, then what is drawn again
+    assert (drawn[-400_000:] == 999_999).all()
+
+
 def test_balanced_weights_draw_categories_alike():
     codes = np.array([0] * 90 + [1] * 9 + [2] + [-1] * 5, np.int32)
     for temperature, expected in ((1.0, [1 / 3, 1 / 3, 1 / 3]), (0.0, [0.9, 0.09, 0.01])):

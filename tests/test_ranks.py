@@ -29,6 +29,7 @@ from unicoord_atlas.training.checkpoint import (
 from unicoord_atlas.training.metrics import append_metrics, drop_metrics_after, read_metrics, require_finite_weights
 from unicoord_atlas.training.optimizer import part_size
 from unicoord_atlas.training.ranks import make_accelerator
+from unicoord_atlas.training.run import EpochClock
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 TORCHRUN = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
@@ -119,6 +120,14 @@ def test_weights_that_are_not_finite_are_not_saved():
     layer.bias.data[1] = torch.inf
     with pytest.raises(UnicoordError, match=r"step 7.*'bias'"):
         require_finite_weights(layer, 7)
+
+
+def test_speed_is_that_of_all_processes():
+    """On the bar as in metrics.jsonl: ranks take as many cells each."""
+    clock = EpochClock(3)
+    clock.cells = 100
+    speed = clock.speed()
+    assert speed["cells_per_second"] * speed["seconds"] == pytest.approx(300)
 
 
 def test_a_batch_is_cut_into_equal_parts():

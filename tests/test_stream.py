@@ -226,6 +226,19 @@ def test_windows_keep_to_the_memory_budget(store):
     assert max(read) * 2 <= budget // 2
 
 
+def test_windows_of_cells_that_are_drawn_often_keep_to_the_memory_budget(store, monkeypatch):
+    """The longest rows, again and again: blocks of them alone are longer than any of the store."""
+    lengths = np.diff(store.indptr)
+    weights = np.where(lengths >= np.sort(lengths)[-20], 100.0, 1.0)
+    read, inner = [], store.read_ranges
+    monkeypatch.setattr(store, "read_ranges", lambda ranges, out: read.append(ranges) or inner(ranges, out))
+    sizes = {"batch_size": 8, "window_cells": NUM_ROWS, "memory_bytes": 8_000}
+    assert len(ledger(make(store, weights=weights, **sizes))) == NUM_ROWS
+    entries = [int((store.indptr[ranges[:, 1]] - store.indptr[ranges[:, 0]]).sum()) for ranges in read]
+    # Half of the budget is for what is read ahead; borders of blocks are elsewhere than where they were added up.
+    assert max(entries) * store.entry_bytes <= 1.2 * 4_000
+
+
 def test_windows_are_small_where_nothing_is_shuffled(store, monkeypatch):
     monkeypatch.setattr(stream_module, "_STORED_CELLS", 16)
     read, inner = [], store.read_ranges

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import ConfigError
+from .overrides import merged, set_by_name
 from .recipes import RECIPES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from pydantic.fields import FieldInfo
@@ -165,6 +166,14 @@ class StreamConfig(_Section):
     memory: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(KiB|MiB|GiB)$")] = Field(
         "1GiB", description="window and read-ahead fit in it"
     )
+    balance: str = Field(
+        "",
+        description="a label of latent.discrete, its rare classes folded, or an obs column: training draws its classes "
+        "alike, and leaves out cells that have none",
+    )
+    balance_temperature: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        1.0, description="1 = each class equally often; 0 = as often as it has cells"
+    )
 
     @property
     def memory_bytes(self) -> int:
@@ -173,6 +182,7 @@ class StreamConfig(_Section):
 
 
 Recipe = Literal["default", "paper", "released"]
+_NOTE = "# What is set here wins over the recipe.  All settings of another one: unicoord-atlas config --recipe NAME"
 
 
 class RunConfig(_Section):
@@ -217,22 +227,23 @@ class RunConfig(_Section):
             except (OSError, ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
                 raise ConfigError(f"{path}: not a readable TOML file ({error})") from error
         for override in overrides:
-            _set(given, override)
+            set_by_name(given, override)
         return cls.of(given, where=str(path) if path else "--set")
 
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str = "config") -> RunConfig:
         """Settings from nested mappings: the recipe's lines first, the given ones over them."""
         recipe = given.get("recipe", "default")
-        merged = _merge(RECIPES.get(recipe, {}) if isinstance(recipe, str) else {}, given)
+        settings = merged(RECIPES.get(recipe, {}) if isinstance(recipe, str) else {}, given)
         try:
-            return cls.model_validate(merged)
+            return cls.model_validate(settings)
         except ValidationError as error:
             raise ConfigError(_explain(error, where)) from error
 
     def to_toml(self, comments: bool = False) -> str:
         """The settings as TOML text, with a comment a line if asked for."""
-        lines = [_line("recipe", self.recipe, type(self).model_fields["recipe"], comments)]
+        lines = [_NOTE] if comments else []
+        lines.append(_line("recipe", self.recipe, type(self).model_fields["recipe"], comments))
         for name in type(self).model_fields:
             section = getattr(self, name)
             if isinstance(section, BaseModel):
@@ -240,31 +251,6 @@ class RunConfig(_Section):
                 fields = type(section).model_fields
                 lines += [_line(key, getattr(section, key), fields[key], comments) for key in fields]
         return "\n".join(lines) + "\n"
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both_tables = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both_tables else value
-    return merged
-
-
-def _set(given: dict[str, Any], override: str) -> None:
-    """Apply one ``a.b=c``; a value that is no TOML is taken as a string."""
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {override!r}: write it as section.key=value, like train.batch_size=512")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        value = text.strip()
-    *tables, last = key.strip().split(".")
-    for table in tables:
-        given = given.setdefault(table, {})
-        if not isinstance(given, dict):
-            raise ConfigError(f"--set {override!r}: {table!r} is a value, not a section")
-    given[last] = value
 
 
 def _explain(error: ValidationError, where: str) -> str:

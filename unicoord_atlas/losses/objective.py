@@ -46,9 +46,9 @@ class LabelFacts:
     class_counts: tuple[Tensor, ...]
     """One (k,) a supervised discrete dimension: labelled training cells of each class."""
     labelled_shares: tuple[float, ...]
-    """Share of training cells with a label, one a supervised discrete dimension."""
+    """Share of training cells, as they are drawn, with a label, one a supervised discrete dimension."""
     known_shares_c: Tensor
-    """(c,) share of training cells with a value, one a supervised continuous dimension."""
+    """(c,) share of training cells, as they are drawn, with a value, one a supervised continuous dimension."""
 
 
 class Objective:

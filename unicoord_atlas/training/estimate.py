@@ -16,16 +16,17 @@ _BYTES_PER_WEIGHT = 16  # float32 weight, gradient and Adam's two moments
 
 
 def estimate(run: Training, window_bytes: int) -> str:
-    """One line: minutes and GiB, and what would shorten it.  Times one real step; weights stay as they are."""
+    """One line: minutes and GiB, and what would shorten it.  Times a real step, or part of one; weights stay."""
     batch = next(iter(run.training)).to(run.accelerator.device)
     seconds = min(_step_seconds(run, batch) for _ in range(2))
-    steps = len(run.training) * run.num_epochs
+    parts = len(run.training) * run.num_epochs
     weights = sum(p.numel() for p in run.model.parameters()) * _BYTES_PER_WEIGHT
-    minutes = seconds * steps / 60
-    line = f"about {minutes:.0f} min" if minutes >= 1.5 else f"about {seconds * steps:.0f} s"
+    minutes = seconds * parts / 60
+    line = f"about {minutes:.0f} min" if minutes >= 1.5 else f"about {seconds * parts:.0f} s"
     dtype = str(run.model.compute_dtype).removeprefix("torch.")
     line += f" on {run.accelerator.device.type} in {dtype} for {run.num_epochs} epochs"
-    line += f" of {len(run.training):,} steps; {(weights + window_bytes) / 2**30:.1f} GiB of memory"
+    line += f" of {len(run.training) // run.config.accumulate_steps:,} steps"
+    line += f"; {(weights + window_bytes) / 2**30:.1f} GiB of memory"
     if minutes > 10:
         line += "; fewer --epochs, data.max_cells or data.genes = 'highly_variable' would shorten it"
     return line

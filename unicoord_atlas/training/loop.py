@@ -138,7 +138,7 @@ def _steps_per_epoch(run: Training) -> int:
 def _train_epoch(run: Training, state: _State) -> dict[str, float]:
     """All remaining steps of an epoch; returns mean losses over all ranks, and speed."""
     progress = state.progress
-    means, clock = RunningMeans(progress.means), EpochClock()
+    means, clock = RunningMeans(progress.means), EpochClock(run.accelerator.num_processes)
     num_steps = _steps_per_epoch(run)
     bar = run.bar(range(num_steps), num_steps, f"epoch {progress.epoch + 1}/{run.num_epochs}")
     run.model.train()
@@ -149,7 +149,6 @@ def _train_epoch(run: Training, state: _State) -> dict[str, float]:
     losses = means.over_ranks(run.accelerator)
     require_finite(losses, progress.step)
     speed = clock.speed()
-    speed["cells_per_second"] *= run.accelerator.num_processes
     if run.accelerator.device.type == "cuda":
         speed["device_bytes"] = float(torch.cuda.max_memory_allocated(run.accelerator.device))
     return {**losses, "loss": sum(losses.values()), **run.training.facts(), **speed}

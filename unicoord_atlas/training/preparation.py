@@ -51,9 +51,16 @@ class Preparation:
     facts: LabelFacts
     hierarchies: tuple[Hierarchy, ...]
     remarks: tuple[str, ...]
-    """What a user should know of the trees of labels."""
+    """What a user should know of the trees of labels, and of how cells are drawn."""
     tables: Mapping[str, tuple[str, ...]]
     """Supervised continuous dimensions that came together, by the obsm key that they came from."""
+    weights: NDArray[np.float64] | None = None
+    """(N,) how often each cell is drawn in relation to the others; None: each training cell once an epoch."""
+
+    @property
+    def num_drawn(self) -> int:
+        """Cells of an epoch."""
+        return len(self.training_rows) if self.weights is None else int(np.count_nonzero(self.weights))
 
     def trained(self) -> NDArray[np.bool_]:
         """(N,) whether each cell of the store is a training cell."""

@@ -85,10 +85,11 @@ class Training:
 
 
 class EpochClock:
-    """Cells, seconds, and the seconds of them in which the model waited for cells."""
+    """Cells of this process, seconds, and the seconds of them in which the model waited for cells."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_processes: int) -> None:
         self._started, self._waited, self.cells = time.perf_counter(), 0.0, 0
+        self._num_processes = num_processes
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -103,6 +104,6 @@ class EpochClock:
         return time.perf_counter() - self._started
 
     def speed(self) -> dict[str, float]:
-        """Seconds, cells a second, and the share of time spent waiting for them."""
-        seconds = self.seconds
-        return {"seconds": seconds, "cells_per_second": self.cells / seconds, "data_wait": self._waited / seconds}
+        """Seconds, cells a second over all processes, and the share of time that this one spent waiting for them."""
+        seconds, cells = self.seconds, self.cells * self._num_processes
+        return {"seconds": seconds, "cells_per_second": cells / seconds, "data_wait": self._waited / seconds}
