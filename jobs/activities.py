@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import anndata
 import pandas as pd
 from rich.table import Table
 
@@ -17,9 +16,10 @@ from unicoord_atlas.gene_sets.activities import activity_table
 from unicoord_atlas.loaders.object_address import object_address
 from unicoord_atlas.loaders.soma_address import is_soma
 from unicoord_atlas.loaders.store import open_store
-from unicoord_atlas.loaders.zarr_layout import MANIFEST
+from unicoord_atlas.loaders.zarr_layout import SCHEMA, UNS
 
 from .console_text import one_line, plain_console
+from .mapped_file import read_mapped
 from .workdir import finished_directory
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run(options: ActivitiesOptions) -> dict[str, Any]:
 
 
 def _scores_and_types(options: ActivitiesOptions) -> tuple[pd.DataFrame, pd.Series]:
-    is_local = (options.cells / MANIFEST).exists() and (options.cells / "X" / "data").exists()
+    is_local = (options.cells / "uns" / UNS / SCHEMA).exists()
     if is_local or is_soma(options.cells) or object_address(options.cells) is not None:
         store = open_store(options.cells)
         table, obs = store.obsm(options.key), store.obs([options.label])
@@ -71,11 +71,7 @@ def _scores_and_types(options: ActivitiesOptions) -> tuple[pd.DataFrame, pd.Seri
 
 
 def _of_anndata(options: ActivitiesOptions) -> tuple[Any, pd.DataFrame]:
-    read = anndata.read_zarr if options.cells.suffix == ".zarr" else anndata.read_h5ad
-    try:
-        cells = read(options.cells)
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{options.cells}: cannot be read as AnnData ({error})") from error
+    cells = read_mapped(options.cells)
     if options.key not in cells.obsm:
         raise UsageError(
             f"{options.cells}: obsm has no {options.key!r}; it has: {', '.join(cells.obsm) or 'nothing'}. "

@@ -24,6 +24,7 @@ from .command_line import (
     Json,
     Out,
     PartOption,
+    WithCounts,
     cache_of,
     finish,
 )
@@ -190,13 +191,15 @@ def export_latents(
     dask: DaskOption = None,
     cache: CacheFolder = None,
     cache_size: CacheSize = "50GB",
+    with_counts: WithCounts = False,
     as_json: Json = False,
 ) -> None:
     """Write the coordinates of all cells of an atlas: AnnData Zarr and parquet."""
     from . import export_latents as job
     from .parts import Part
 
-    options = job.ExportLatentsOptions(store, run, out, Part.of(part), dask, cache_of(cache, cache_size))
+    kept = cache_of(cache, cache_size)
+    options = job.ExportLatentsOptions(store, run, out, Part.of(part), dask, kept, with_counts)
     finish(job.run(options), as_json)
 
 

@@ -39,6 +39,9 @@ PartOption = Annotated[
 ]
 
 
+WithCounts = Annotated[
+    bool, typer.Option("--with-counts", help="Copy the counts and genes (X and var), too, as they are in the input.")
+]
 CacheFolder = Annotated[
     Path | None,
     typer.Option(

@@ -19,6 +19,7 @@ from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.store_files import open_files, open_zarr
 from unicoord_atlas.loaders.zarr_copy import copy_to_zarr, require_equal
 
+from .mapped_file import read_mapped
 from .workdir import finished_directory, require_local
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def add_latents(options: AddLatentsOptions) -> dict[str, Any]:
 
     if not is_soma(options.soma):
         raise DataError(f"{shown(options.soma)}: is no SOMA Experiment")
-    store, latents = SomaStore(str(options.soma)), anndata.io.read_zarr(options.latents)
+    store, latents = SomaStore(str(options.soma)), read_mapped(options.latents)
     if not store.obs([]).index.equals(latents.obs_names):
         raise DataError(f"{options.latents}: its cells are not those of {store.uri}; export latents of that")
     tables = {f"{options.prefix}{key}": np.asarray(table, np.float32) for key, table in latents.obsm.items()}

@@ -13,6 +13,7 @@ from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.coordinate_facts import facts_of
 from unicoord_atlas.coordinates import annotated, named_columns
 from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.loaders.query_cells import StoreCells
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.reference import ReferenceModel
 
@@ -49,6 +50,8 @@ class ExportLatentsOptions:
     dask: str | None = None
     cache: ByteCache | None = None
     """Keeps on this machine what is read of an atlas in an object store."""
+    with_counts: bool = False
+    """Copy X and var of the store, too."""
 
 
 def run(options: ExportLatentsOptions) -> dict[str, Any]:
@@ -71,16 +74,18 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
             f"{store.uri}: its genes are not those that {options.run} was trained on; use map-query for other data"
         )
     inputs = [options.store, folder]
+    settings = {"with_counts": True} if options.with_counts else {}
+    counts = StoreCells(store) if options.with_counts else None
     if options.dask is not None:
-        check_output(options.out, inputs, {})
+        check_output(options.out, inputs, settings)
         return run_in_parts(options.dask, run, options, store.n_obs)
     result = {"cells": store.n_obs, "dims": list(reference.dims)}
     if options.part is None:
-        with finished_directory(options.out, inputs, {}) as partial, table_files(options.out) as files:
+        with finished_directory(options.out, inputs, settings) as partial, table_files(options.out) as files:
             added = _encoded(store, reference, 0, store.n_obs, files.make)
-            _write(partial, reference, beside(store.obs(arrow_names=True), added), files)
+            _write(partial, reference, beside(store.obs(arrow_names=True), added), files, counts)
         return {"latents": str(options.out), **result}
-    check_output(options.out, inputs, {})
+    check_output(options.out, inputs, settings)
     first, last = options.part.rows(store.n_obs)
 
     def write(partial: Path) -> None:
@@ -88,20 +93,22 @@ def run(options: ExportLatentsOptions) -> dict[str, Any]:
 
     def join(parts: Sequence[Path]) -> None:
         obs = with_columns(store.obs(arrow_names=True), parts)
-        with finished_directory(options.out, inputs, {}) as partial, table_files(options.out) as files:
+        with finished_directory(options.out, inputs, settings) as partial, table_files(options.out) as files:
             copy_tables(parts, files.make)
-            _write(partial, reference, obs, files)
+            _write(partial, reference, obs, files, counts)
 
-    whole = do_part(options.part, options.out, inputs, {}, write, join)
+    whole = do_part(options.part, options.out, inputs, settings, write, join)
     return {"part": [first, last], **({"latents": str(options.out), **result} if whole else {})}
 
 
-def _write(partial: Path, reference: ReferenceModel, obs: pd.DataFrame, files: TableFiles) -> None:
+def _write(
+    partial: Path, reference: ReferenceModel, obs: pd.DataFrame, files: TableFiles, counts: StoreCells | None
+) -> None:
     """All of the output, of tables that lie in files: memory grows with obs alone."""
     give_back_freed_memory()
     coordinates = files.tables["X_unicoord"]
     named = named_columns(reference, coordinates, obs.index)
-    write_cells(partial, obs, named, files.tables, {"unicoord": facts_of(reference)})
+    write_cells(partial, obs, named, files.tables, {"unicoord": facts_of(reference)}, counts)
     write_parquet(partial / "latents.parquet", obs, reference.dims, coordinates)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unicoord_atlas.errors import DataError, UsageError
-from unicoord_atlas.loaders.zarr_layout import MANIFEST
+from unicoord_atlas.loaders.zarr_layout import DATA, MANIFEST
 from unicoord_atlas.reference import ReferenceModel
 
 from .reference_cells import LATENTS, write_index
@@ -46,6 +46,11 @@ def run(options: ExportReferenceOptions) -> dict[str, Any]:
         raise UsageError("--index: there is nothing to index without --latents")
     if options.latents:
         require_latents(options.latents, folder)
+        if (options.latents / DATA).exists():
+            raise DataError(
+                f"--latents {options.latents}: holds counts, which a reference is shared without; "
+                "export them again without --with-counts"
+            )
     reference = ReferenceModel.load(folder)
     inputs = [folder, *([options.latents] if options.latents else [])]
     config = {"latents": options.latents is not None, "index": options.index}

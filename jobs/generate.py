@@ -23,6 +23,7 @@ from unicoord_atlas.query import MIN_COVERAGE, QueryBatches, require_coverage
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.seeds import choose_seeds
 
+from .made_from import check_written, made_from
 from .map_query import require_cells, require_suffix
 from .workdir import finished_directory, finished_file
 
@@ -79,6 +80,7 @@ def run(options: GenerateOptions) -> dict[str, Any]:
         inputs = [path for path in (options.cells, options.reference) if path]
         uns = provenance(start.how, facts)
         settings = {**uns, "num": options.num, "steps": options.steps, "layer": options.layer}
+        check_written(options.out, inputs, settings)
         with (
             _output(options.out, inputs, settings) as partial,
             growing_writer(partial, len(reference.own_genes)) as writer,
@@ -90,6 +92,7 @@ def run(options: GenerateOptions) -> dict[str, Any]:
                 collected.add(part)
                 bar.update(len(part.rows))
             obs = collected.table(start.obs)
+            uns |= made_from(inputs, settings)
             writer.finish(obs, pd.DataFrame(index=list(reference.own_genes)), {"unicoord": uns})
     return {"generated": str(options.out), "cells": len(obs), "genes": len(reference.own_genes)}
 

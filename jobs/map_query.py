@@ -12,7 +12,7 @@ import pandas as pd
 from unicoord_atlas.calls import CallRule
 from unicoord_atlas.coordinate_facts import facts_of
 from unicoord_atlas.coordinates import NOVELTY_COLUMNS, annotated, named_columns
-from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.genes import read_gene_table
 from unicoord_atlas.loaders.cell_names import with_python_names
 from unicoord_atlas.loaders.query_cells import CellRange, QueryCells, open_query
@@ -20,7 +20,9 @@ from unicoord_atlas.query import Coverage, QueryBatches, require_coverage
 from unicoord_atlas.reference import ReferenceModel
 
 from .dask_parts import run_in_parts
+from .made_from import check_written, made_from
 from .map_report import say_calls, say_predictions
+from .mapped_file import read_obs
 from .part_files import copy_tables, table_maker, with_columns, write_columns
 from .parts import Part, do_part
 from .workdir import describe_input, finished_file
@@ -54,6 +56,21 @@ class MapQueryOptions:
     part: Part | None = None
     """Only this share of the cells; the last part to be done makes `out`."""
     dask: str | None = None
+    with_counts: bool = False
+    """Copy X and var of the query, too."""
+
+    @property
+    def inputs(self) -> list[Path]:
+        """All that cells and model come from."""
+        return [self.query, self.reference]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells one mapping of these from another."""
+        table = describe_input(self.gene_table) if self.gene_table else None
+        kept = {name: getattr(self, name) for name in ("probabilities", "layer", "consistent")}
+        counts = {"with_counts": True} if self.with_counts else {}
+        return {"rule": asdict(self.rule), "gene_table": table, **kept, **counts}
 
 
 def run(options: MapQueryOptions) -> dict[str, Any]:
@@ -62,23 +79,21 @@ def run(options: MapQueryOptions) -> dict[str, Any]:
     Raises
     ------
     AlreadyDone
-        If it was made of these very parts before.
+        If it was made before, from the same inputs and settings; with parts, of these very parts.
     UnicoordError
         Naming the query or the option, and the way out.
     """
     require_suffix(options.out)
     if options.csv and (options.part or options.dask):
         raise UsageError(f"--csv {options.csv}: for one process only; the table is obs of {options.out}")
+    if options.part is None and options.dask is None:
+        _require_new(options)
     reference = ReferenceModel.load(options.reference)
     held = reference.normalization.input
     if options.dask is not None:
         with open_query(options.query, options.layer, held) as source:
             require_cells(source.n_obs, options.query)
         return run_in_parts(options.dask, run, options, source.n_obs)
-    if options.part is None:
-        for path in (options.out, options.csv):
-            if path and path.exists():
-                raise DataError(f"{path} exists; remove it or choose another name")
     with open_query(options.query, options.layer, held) as source:
         require_cells(source.n_obs, options.query)
         if options.part is not None:
@@ -86,7 +101,39 @@ def run(options: MapQueryOptions) -> dict[str, Any]:
         batches = _batches(options, reference, source)
         with table_files(options.out) as files:
             obs = _annotate(options, reference, batches, source.obs, files.make)
-            return _finish(options, reference, batches.coverage, obs, files)
+            return _finish(options, reference, batches.coverage, source, obs, files)
+
+
+def _require_new(options: MapQueryOptions) -> None:
+    """Look at what has the names of MAPPED and its CSV.
+
+    Raises
+    ------
+    AlreadyDone
+        If both are finished, of the same inputs and settings; a CSV that a kill left out is made of MAPPED first.
+    DataError
+        If something else has a name.
+    """
+    csv = options.csv
+    if options.out.exists():
+        try:
+            check_written(options.out, options.inputs, options.settings)
+        except AlreadyDone:
+            if csv is None or _is_made_of(csv, options.out):
+                raise
+    if csv is not None and csv.exists():
+        raise DataError(f"{csv} exists; remove it or choose another name")
+
+
+def _is_made_of(csv: Path, mapped: Path) -> bool:
+    """Whether the CSV is obs of MAPPED, which it is made to be if it is missing."""
+    obs = read_obs(mapped)
+    if csv.exists():
+        return csv.is_file() and csv.read_bytes() == obs.to_csv().encode()
+    with finished_file(csv) as partial:
+        obs.to_csv(partial)
+    print(f"wrote {csv}, which was missing", file=sys.stderr)
+    return True
 
 
 def _batches(options: MapQueryOptions, reference: ReferenceModel, source: QueryCells) -> QueryBatches:
@@ -134,31 +181,31 @@ def _run_part(options: MapQueryOptions, part: Part, reference: ReferenceModel, s
         obs = with_columns(source.obs, parts, NOVELTY_COLUMNS)
         with table_files(options.out) as files:
             copy_tables(parts, files.make)
-            result.update(_finish(options, reference, batches.coverage, obs, files))
+            result.update(_finish(options, reference, batches.coverage, source, obs, files))
 
-    do_part(part, options.out, [options.query, options.reference], _settings(options), write, join)
+    do_part(part, options.out, options.inputs, options.settings, write, join)
     return result
 
 
-def _settings(options: MapQueryOptions) -> dict[str, Any]:
-    """What tells the parts of one mapping from those of another."""
-    table = describe_input(options.gene_table) if options.gene_table else None
-    kept = ("probabilities", "layer", "consistent")
-    return {"rule": asdict(options.rule), "gene_table": table, **{name: getattr(options, name) for name in kept}}
-
-
 def _finish(
-    options: MapQueryOptions, reference: ReferenceModel, coverage: Coverage, obs: pd.DataFrame, files: TableFiles
+    options: MapQueryOptions,
+    reference: ReferenceModel,
+    coverage: Coverage,
+    source: QueryCells,
+    obs: pd.DataFrame,
+    files: TableFiles,
 ) -> dict[str, Any]:
     """Write what was found of all cells, and say it."""
     obs = with_python_names(obs)
+    inputs, settings = options.inputs, options.settings
     mapped_from = {"reference": options.reference.name, "profile_share": coverage.profile_share}
     named = named_columns(reference, files.tables["X_unicoord"], obs.index)
-    uns = {"unicoord": facts_of(reference) | mapped_from}
-    with ExitStack() as stack:  # so that both get their names at one moment, when both are whole
+    uns = {"unicoord": facts_of(reference) | mapped_from | made_from(inputs, settings)}
+    counts = source if options.with_counts else None
+    with ExitStack() as stack:  # so that both get their names at one moment, when both are whole; MAPPED is the first
         if options.csv:
             obs.to_csv(stack.enter_context(finished_file(options.csv)))
-        write_output(options.out, [options.query, options.reference], obs, named, files.tables, uns)
+        write_output(options.out, inputs, settings, obs, named, files.tables, uns, counts)
     return {
         "mapped": str(options.out),
         "cells": len(obs),

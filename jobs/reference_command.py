@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .command_line import DaskOption, Json, MinCoverage, Out, PartOption, Reference, finish, listed
+from .command_line import DaskOption, Json, MinCoverage, Out, PartOption, Reference, WithCounts, finish, listed
 
 
 def add_reference_commands(app: typer.Typer) -> None:
@@ -56,13 +56,14 @@ def map_query(
     force: Annotated[bool, typer.Option(help="Map it whatever it covers.")] = False,
     part: PartOption = None,
     dask: DaskOption = None,
+    with_counts: WithCounts = False,
     as_json: Json = False,
 ) -> None:
     """Map new cells onto a reference: coordinates, labels, confidence, novelty.
 
-    The output holds the query's obs and the coordinates in obsm, no expression.  <label>_predicted is always the most
-    probable class; <label>_call and <label>_call_level say what may be relied on.  novelty is higher for stranger
-    cells, novelty_p the share of held-out reference cells as strange.
+    The output holds the query's obs and the coordinates in obsm, and no X but with --with-counts.  <label>_predicted
+    is always the most probable class; <label>_call and <label>_call_level say what may be relied on.  novelty is higher
+    for stranger cells, novelty_p the share of held-out reference cells as strange.
     """
     from unicoord_atlas.calls import CallRule
 
@@ -84,6 +85,7 @@ def map_query(
         consistent,
         Part.of(part),
         dask,
+        with_counts,
     )
     finish(job.run(options), as_json)
 

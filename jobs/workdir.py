@@ -71,7 +71,7 @@ def finished_directory(
         If `out` is something else, another process writes it, or the disk is full.
     """
     require_local(out)
-    made_from = _made_from(inputs, config)
+    made_from = origin_of(inputs, config)
     partial = out.parent / f".{out.name}.partial"
     _refuse_other(out, made_from)
     with locked(partial), full_disk_named(partial):
@@ -97,7 +97,7 @@ def finished_directory(
 def check_output(out: Path, inputs: Sequence[Path], config: Mapping[str, Any]) -> None:
     """Raise what `finished_directory` would of an existing `out`, before a job has done any work."""
     require_local(out)
-    _refuse_other(out, _made_from(inputs, config))
+    _refuse_other(out, origin_of(inputs, config))
 
 
 @contextmanager
@@ -185,7 +185,8 @@ def file_checksums(directory: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _made_from(inputs: Sequence[Path], config: Mapping[str, Any]) -> dict[str, Any]:
+def origin_of(inputs: Sequence[Path], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells an output from others, as an output keeps it: its inputs and settings."""
     made_from: dict[str, Any] = {"inputs": [describe_input(path) for path in inputs], "config": config}
     return dict(json.loads(json.dumps(made_from)))  # as it will be read back
 

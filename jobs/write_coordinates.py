@@ -18,12 +18,14 @@ from unicoord_atlas.loaders.graph_store import write_table
 from unicoord_atlas.loaders.row_file import RowFile
 
 from .workdir import finished_directory, finished_file, scratch_folder
+from .write_counts import write_with_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from unicoord_atlas.coordinates import NamedColumns
+    from unicoord_atlas.loaders.query_cells import QueryCells
 
 _ROWS = 65_536
 """Of a table that is copied from one file into another."""
@@ -52,18 +54,23 @@ def table_files(out: Path) -> Iterator[TableFiles]:
 def write_output(
     out: Path,
     inputs: Sequence[Path],
+    settings: Mapping[str, Any],
     obs: pd.DataFrame,
     named: Mapping[str, NamedColumns],
     tables: Mapping[str, RowFile],
     uns: Mapping[str, object],
+    counts: QueryCells | None = None,
 ) -> None:
-    """Write cells without counts as .h5ad or .zarr, aside, and rename; see `write_cells`."""
+    """Write cells as .h5ad or .zarr, aside, and rename; see `finished_directory` and `write_cells`."""
     if out.suffix == ".zarr":
-        with finished_directory(out, inputs, {}) as partial:
-            write_cells(partial, obs, named, tables, uns)
+        with finished_directory(out, inputs, settings) as partial:
+            write_cells(partial, obs, named, tables, uns, counts)
     else:
         with finished_file(out) as partial:
-            write_anndata(anndata.AnnData(obs=with_python_names(obs), uns=dict(uns)), partial)
+            if counts is None:
+                write_anndata(anndata.AnnData(obs=with_python_names(obs), uns=dict(uns)), partial)
+            else:
+                write_with_counts(partial, counts, obs, uns)
             _add_to_hdf5(partial, named, tables)
 
 
@@ -83,18 +90,25 @@ def write_cells(
     named: Mapping[str, NamedColumns],
     tables: Mapping[str, RowFile],
     uns: Mapping[str, object],
+    counts: QueryCells | None = None,
 ) -> None:
-    """Write an AnnData Zarr of cells without counts, piece by piece: names may be held by Arrow, tables lie in files.
+    """Write an AnnData Zarr of cells, piece by piece: names may be held by Arrow, tables lie in files.
 
     Parameters
     ----------
     named, tables
         Of obsm, with named columns and without.
+    counts
+        The same cells, whose X and var are copied; without them there is none.
     """
-    write_anndata(anndata.AnnData(obs=with_python_names(obs.iloc[:0]), uns=dict(uns)), path)
+    if counts is None:
+        write_anndata(anndata.AnnData(obs=with_python_names(obs.iloc[:0]), uns=dict(uns)), path)
+    else:
+        write_with_counts(path, counts, obs, uns)
     group: Any = zarr.open_group(path, mode="r+", use_consolidated=False)
     with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
-        write_frame(group, "obs", obs)
+        if counts is None:
+            write_frame(group, "obs", obs)
         for key, columns in named.items():
             write_columns(group["obsm"], key, TableByColumn(columns.cells, list(columns.places), columns))
     add_tables(path, tables)
@@ -109,6 +123,7 @@ def add_tables(path: Path, tables: Mapping[str, RowFile]) -> None:
         write_table(group["obsm"], key, table)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consolidated metadata")
+        warnings.filterwarnings("ignore", "Object at .* is not recognized")  # the job's own files lie beside the groups
         zarr.consolidate_metadata(str(path))
 
 

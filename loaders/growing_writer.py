@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
+    from numpy.typing import DTypeLike
 
     from unicoord_atlas.csr_block import CsrBlock
 
@@ -39,16 +40,16 @@ class GrowingWriter(Protocol):
 
 
 class GrowingZarr:
-    """Writes X in the shards of an atlas, float32; memory is that of a few chunks and one number a row."""
+    """Writes X in the shards of an atlas; memory is that of a few chunks and one number a row."""
 
-    def __init__(self, out: Path, num_genes: int, threads: int = 1) -> None:
+    def __init__(self, out: Path, num_genes: int, dtype: DTypeLike = np.float32, threads: int = 1) -> None:
         self._out, self._lengths = out, [np.zeros(1, np.int64)]
-        self._layout = names.MatrixLayout(np.zeros(1, np.int64), num_genes, np.dtype(np.float32))
+        self._layout = names.MatrixLayout(np.zeros(1, np.int64), num_genes, np.dtype(dtype))
         create_matrix(out, self._layout)
         self._pool = ThreadPoolExecutor(threads, "encode-shards")
         self._data, self._indices = (
-            ShardStream(out / array, self._layout, dtype, 0, self._pool, threads)
-            for array, dtype in ((names.DATA, self._layout.data_dtype), (names.INDICES, self._layout.index_dtype))
+            ShardStream(out / array, self._layout, kind, 0, self._pool, threads)
+            for array, kind in ((names.DATA, self._layout.data_dtype), (names.INDICES, self._layout.index_dtype))
         )
 
     def append(self, block: CsrBlock) -> None:
@@ -77,24 +78,23 @@ class GrowingZarr:
 
 
 class GrowingH5ad:
-    """Writes X of an .h5ad in compressed chunks, float32."""
+    """Writes X of an .h5ad in compressed chunks."""
 
-    def __init__(self, path: Path, num_genes: int) -> None:
+    def __init__(self, path: Path, num_genes: int, dtype: DTypeLike = np.float32) -> None:
         self._file = h5py.File(path, "w")
         self._file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        self._writer = CsrWriter(self._file.create_group("X"), num_genes)
+        self._writer = CsrWriter(self._file.create_group("X"), num_genes, dtype=dtype)
 
     def append(self, block: CsrBlock) -> None:
         """Write the next rows."""
-        self._writer.append(
-            np.diff(block.indptr), block.indices.astype(np.int32, copy=False), block.data.astype(np.float32, copy=False)
-        )
+        self._writer.append(np.diff(block.indptr), block.indices.astype(np.int32, copy=False), block.data)
 
     def finish(self, obs: pd.DataFrame, var: pd.DataFrame, uns: Mapping[str, Any]) -> None:
         """Write the rest: the tables of cells and genes, and what else is known."""
         self._writer.finish()
-        for key, element in {"obs": obs, "var": var, "uns": dict(uns), **{key: {} for key in EMPTY}}.items():
-            anndata.io.write_elem(self._file, key, with_python_names(element) if key == "obs" else element)
+        with anndata.settings.override(allow_write_nullable_strings=True):  # a var may have come with some
+            for key, element in {"obs": obs, "var": var, "uns": dict(uns), **{key: {} for key in EMPTY}}.items():
+                anndata.io.write_elem(self._file, key, with_python_names(element) if key == "obs" else element)
 
     def close(self) -> None:
         """Close the file, finished or not."""
@@ -102,9 +102,9 @@ class GrowingH5ad:
 
 
 @contextmanager
-def growing_writer(path: Path, num_genes: int) -> Iterator[GrowingWriter]:
-    """A writer of an .h5ad file, or of a Zarr store under any other name."""
-    writer = GrowingH5ad(path, num_genes) if path.suffix == ".h5ad" else GrowingZarr(path, num_genes)
+def growing_writer(path: Path, num_genes: int, dtype: DTypeLike = np.float32) -> Iterator[GrowingWriter]:
+    """A writer of an .h5ad file, or of a Zarr store under any other name, with X of this type."""
+    writer = GrowingH5ad(path, num_genes, dtype) if path.suffix == ".h5ad" else GrowingZarr(path, num_genes, dtype)
     try:
         yield writer
     finally:

@@ -19,28 +19,31 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import h5py
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
 _CHUNK = 1 << 16
 """Entries of X that a file holds together: 256 KiB before compression."""
-_NOISE = {"indices": (0,), "data": (2, 3)}
+_NOISE: dict[np.dtype[Any], tuple[int, ...]] = {np.dtype("<i4"): (0,), np.dtype("<f4"): (2, 3)}
 """Bytes of an int32 below 65,536 and of a small whole float32 that are worth no effort."""
 _ADLER_BASE = 65_521
 
 
 class CsrWriter:
-    """Appends rows to a group that AnnData reads as a CSR matrix, float32 with int32 indices; `finish` it."""
+    """Appends rows to a group that AnnData reads as a CSR matrix with int32 indices; `finish` it."""
 
-    def __init__(self, group: h5py.Group, num_genes: int, compress: bool = True) -> None:
+    def __init__(self, group: h5py.Group, num_genes: int, compress: bool = True, dtype: DTypeLike = np.float32) -> None:
         self._group, self._num_genes = group, num_genes
         filters: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if compress else {}
         self._columns = [
-            _Column(group.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(_CHUNK,), **filters), noise)
-            for (name, noise), dtype in zip(_NOISE.items(), ("<i4", "<f4"), strict=True)
+            _Column(
+                group.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(_CHUNK,), **filters),
+                _NOISE.get(kind),
+            )
+            for name, kind in (("indices", np.dtype("<i4")), ("data", np.dtype(dtype)))
         ]
         self._lengths: list[NDArray[np.int64]] = []
 
-    def append(self, lengths: NDArray[np.int64], indices: NDArray[np.int32], data: NDArray[np.float32]) -> None:
+    def append(self, lengths: NDArray[np.int64], indices: NDArray[np.int32], data: NDArray[np.number]) -> None:
         """Rows of these lengths."""
         self._lengths.append(lengths)
         for column, values in zip(self._columns, (indices, data), strict=True):
@@ -57,9 +60,9 @@ class CsrWriter:
 
 
 class _Column:
-    """Values of a dataset of four-byte numbers, chunk by chunk."""
+    """Values of a dataset, chunk by chunk; h5py compresses those of which no `noise` is known."""
 
-    def __init__(self, dataset: h5py.Dataset, noise: Sequence[int]) -> None:
+    def __init__(self, dataset: h5py.Dataset, noise: Sequence[int] | None) -> None:
         self._dataset, self._noise = dataset, noise
         self._chunk = np.empty(_CHUNK, dataset.dtype)
         self._filled = self._written = 0
@@ -79,12 +82,15 @@ class _Column:
             self._write()
 
     def _write(self) -> None:
-        self._dataset.resize((self._written + self._filled,))
-        self._chunk[self._filled :] = 0
-        stored: Any = self._chunk if self._dataset.compression is None else deflate(self._chunk, self._noise)
-        self._dataset.id.write_direct_chunk((self._written,), stored)
-        self._written += self._filled
-        self._filled = 0
+        end = self._written + self._filled
+        self._dataset.resize((end,))
+        if self._noise is None:
+            self._dataset[self._written : end] = self._chunk[: self._filled]
+        else:
+            self._chunk[self._filled :] = 0
+            stored: Any = self._chunk if self._dataset.compression is None else deflate(self._chunk, self._noise)
+            self._dataset.id.write_direct_chunk((self._written,), stored)
+        self._written, self._filled = end, 0
 
 
 def deflate(values: NDArray[Any], noise: Sequence[int]) -> bytes:

@@ -56,6 +56,8 @@ class ZarrStore:
         self.indptr = self.layout.indptr
         self.fingerprint = fingerprint(self.manifest)
         facts = anndata.io.read_elem(self.group[f"uns/{names.UNS}"])
+        if names.SCHEMA not in facts:  # cells that `generate` made, or coordinates with counts
+            raise DataError(f"{uri} is an output of unicoord-atlas, but no atlas store")
         self.schema = AtlasSchema.from_json(str(facts[names.SCHEMA][0]), where=f"{uri}: uns/{names.UNS}/{names.SCHEMA}")
         self.normalization = read_normalization(facts[names.NORMALIZATION])
 

@@ -53,7 +53,8 @@ def finish_store(
 
 def write_tables(root: zarr.Group, tables: Mapping[str, Any]) -> None:
     """Write obs, var and uns beside X, the empty rest of an AnnData, and consolidate the metadata."""
-    with anndata.settings.override(auto_shard_zarr_v3=False), warnings.catch_warnings():
+    settings = anndata.settings.override(auto_shard_zarr_v3=False, allow_write_nullable_strings=True)
+    with settings, warnings.catch_warnings():
         for key, element in {**tables, **{key: {} for key in EMPTY}}.items():
             if isinstance(element, pd.DataFrame):
                 write_frame(root, key, element)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
@@ -320,6 +321,10 @@ def test_cells_between_two_others_and_like_seeds_are_written(tmp_path):
     ends = REFERENCE.generate(random_cells(), Generation(reconstruct=True, sample="mode"))
     np.testing.assert_allclose(way.X.toarray()[[0, -1]], ends.X.toarray()[[9, 2]], rtol=1e-4, atol=1e-5)
     assert way.obs["share"].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    with pytest.raises(AlreadyDone):
+        generate.run(options)
+    with pytest.raises(DataError, match=r"way\.h5ad exists"):  # more steps are another output
+        generate.run(replace(options, steps=5))
     with pytest.raises(DataError, match="no cell 'cell99'"):
         generate.run(replace(options, between=("cell99", "cell2"), out=tmp_path / "other.h5ad"))
     like = generate.GenerateOptions(
@@ -386,6 +391,21 @@ def test_a_growing_store_is_whole_over_several_shards(tmp_path, monkeypatch):
     for made in stored:
         np.testing.assert_array_equal(made.X.toarray(), matrix.toarray())
     assert len(list((tmp_path / "x.zarr" / "X" / "data" / "c").iterdir())) == -(-matrix.nnz // 300)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "float64"])
+@pytest.mark.parametrize("name", ["x.zarr", "x.h5ad"])
+def test_a_growing_store_keeps_values_and_genes_as_they_are(tmp_path, name, dtype):
+    """More entries than a chunk of an .h5ad; a var with missing texts."""
+    matrix = sp.csr_matrix(np.random.default_rng(0).integers(0, 3, (2000, NUM_GENES)).astype(dtype))
+    var = random_cells(3).var.assign(note=pd.array(["a", None] * (NUM_GENES // 2), "string"))
+    with growing_writer.growing_writer(tmp_path / name, NUM_GENES, matrix.dtype) as writer:
+        writer.append(CsrBlock(matrix.indptr.astype(np.int64), matrix.indices, matrix.data))
+        writer.finish(random_cells(2000).obs.drop(columns="wanted"), var, {"unicoord": {}})
+    made = (anndata.read_zarr if name.endswith("zarr") else anndata.read_h5ad)(tmp_path / name)
+    assert made.X.dtype == dtype
+    np.testing.assert_array_equal(made.X.toarray(), matrix.toarray())
+    assert made.var["note"].isna().tolist() == [False, True] * (NUM_GENES // 2)
 
 
 @pytest.mark.parametrize("kind", ["nearest", "markers", "trajectory", "sweep-gif"])

@@ -25,9 +25,10 @@ from unicoord_atlas.config import RunConfig
 from unicoord_atlas.coordinate_changes import Changes
 from unicoord_atlas.coordinate_facts import facts_of, require_coordinates_of
 from unicoord_atlas.encode import encode_batches
-from unicoord_atlas.errors import DataError, UnreachableError, UsageError
+from unicoord_atlas.errors import AlreadyDone, DataError, UnreachableError, UsageError
 from unicoord_atlas.generate import Generation, decode_rows, mode_latents
 from unicoord_atlas.jobs import (
+    check,
     evaluate,
     evaluate_reconstruction,
     export_latents,
@@ -39,9 +40,12 @@ from unicoord_atlas.jobs import (
     map_query,
     query_neighbors,
     train,
+    write_counts,
 )
 from unicoord_atlas.jobs.cli import app
 from unicoord_atlas.jobs.hub import local_reference, upload
+from unicoord_atlas.jobs.parts import Part
+from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.memory import AnnDataCells
 from unicoord_atlas.model.joint_vae import JointVAE
 from unicoord_atlas.model.refinement import Refinement
@@ -139,6 +143,95 @@ def test_an_atlas_store_is_a_query_like_any_other(folder):
     np.testing.assert_allclose(of_store.obsm["X_unicoord"], latents.obsm["X_unicoord"], atol=2e-3)
     with pytest.raises(UsageError, match="one matrix"):
         map_to(folder, "atlas.zarr", "layer.h5ad", layer="raw")
+
+
+def assert_same_counts(found: anndata.AnnData, expected: anndata.AnnData) -> None:
+    assert found.X.dtype == expected.X.dtype
+    np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
+    loose = ("check_dtype", "check_index_type", "check_column_type", "check_categorical")
+    pd.testing.assert_frame_equal(found.var, expected.var, **dict.fromkeys(loose, False))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16", "int64"])
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_counts_and_genes_go_along_as_they_are(folder, tmp_path, monkeypatch, suffix, dtype):
+    monkeypatch.setattr(write_counts, "_ROWS", 70)
+    query = anndata.read_h5ad(folder / "query.h5ad")
+    query.X, query.var["kind"] = query.X.astype(dtype), ["coding", "other", "other"] * 100
+    query.write_h5ad(tmp_path / "query.h5ad")
+    mapped = map_to(folder, str(tmp_path / "query.h5ad"), str(tmp_path / f"mapped.{suffix}"), with_counts=True)
+    assert_same_counts(mapped, anndata.read_h5ad(tmp_path / "query.h5ad"))
+    bare = anndata.read_h5ad(folder / "mapped.h5ad")
+    pd.testing.assert_frame_equal(mapped.obs, bare.obs, check_categorical=False, check_dtype=False)
+    np.testing.assert_allclose(mapped.obsm["X_unicoord"], bare.obsm["X_unicoord"], atol=1e-6)
+
+
+def test_the_join_of_parts_copies_the_counts(folder, tmp_path):
+    options = map_query.MapQueryOptions(
+        folder / "query.h5ad", folder / "reference", tmp_path / "mapped.zarr", part=Part(0, 2), with_counts=True
+    )
+    map_query.run(options)
+    map_query.run(replace(options, part=Part(1, 2)))
+    assert_same_counts(anndata.read_zarr(tmp_path / "mapped.zarr"), anndata.read_h5ad(folder / "query.h5ad"))
+    with pytest.raises(AlreadyDone):
+        map_query.run(replace(options, part=None))
+
+
+def test_coordinates_of_an_atlas_carry_its_counts_but_a_reference_never_does(folder, tmp_path):
+    atlas, out = folder / "atlas.zarr", tmp_path / "latents.zarr"
+    options = export_latents.ExportLatentsOptions(atlas, folder / "run", out, with_counts=True)
+    export_latents.run(options)
+    latents, bare = anndata.read_zarr(out), anndata.read_zarr(folder / "latents.zarr")
+    assert_same_counts(latents, anndata.read_zarr(atlas))
+    assert_same_counts(map_to(folder, "atlas.zarr", str(tmp_path / "mapped.h5ad"), with_counts=True), latents)
+    pd.testing.assert_frame_equal(latents.obs, bare.obs)
+    for key in bare.obsm:
+        np.testing.assert_allclose(latents.obsm[key], bare.obsm[key], atol=1e-6)
+    assert check.run(out)["files"] > check.run(folder / "latents.zarr")["files"]
+    with pytest.raises(AlreadyDone):
+        export_latents.run(options)
+    with pytest.raises(DataError, match="made from other config"):
+        export_latents.run(replace(options, with_counts=False))
+    with pytest.raises(DataError, match="shared without"):
+        export_reference.run(export_reference.ExportReferenceOptions(folder / "run", tmp_path / "reference", out))
+    with pytest.raises(DataError, match="no atlas store"):
+        open_store(out)
+
+
+@pytest.mark.parametrize("name", ["again.h5ad", "again.zarr"])
+def test_a_finished_mapping_is_known_by_what_it_was_made_from(folder, tmp_path, name):
+    """A kill may come just after it got its name: the same command is then done, another one refused."""
+    options = map_query.MapQueryOptions(folder / "query.h5ad", folder / "reference", tmp_path / name)
+    map_query.run(options)
+    with pytest.raises(AlreadyDone, match=name):
+        map_query.run(options)
+    for changes in ({"probabilities": True}, {"with_counts": True}, {"query": folder / "one.h5ad"}):
+        with pytest.raises(DataError, match="exists"):
+            map_query.run(replace(options, **changes))
+    (tmp_path / f"foreign_{name}").write_text("years of work")
+    with pytest.raises(DataError, match="exists and"):
+        map_query.run(replace(options, out=tmp_path / f"foreign_{name}"))
+    assert (tmp_path / f"foreign_{name}").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["mapped.h5ad", "mapped.zarr"])
+def test_a_csv_that_a_kill_left_out_is_made_of_the_finished_mapping(folder, tmp_path, capsys, name):
+    csv = tmp_path / "obs.csv"
+    options = map_query.MapQueryOptions(folder / "query.h5ad", folder / "reference", tmp_path / name, csv=csv)
+    map_query.run(options)
+    before = csv.read_bytes()
+    for left in (True, False):  # both have their names; only MAPPED has
+        if not left:
+            csv.unlink()
+        with pytest.raises(AlreadyDone, match=name):
+            map_query.run(options)
+        assert csv.read_bytes() == before
+    assert "obs.csv, which was missing" in capsys.readouterr().err
+    csv.write_text("another's")
+    for given in (options, replace(options, out=tmp_path / f"new_{name}")):
+        with pytest.raises(DataError, match=r"obs\.csv exists; remove it"):
+            map_query.run(given)
+    assert csv.read_text() == "another's" and not (tmp_path / f"new_{name}").exists()
 
 
 def test_a_query_that_covers_little_is_refused_unless_forced_and_then_less_is_claimed(folder):

@@ -172,7 +172,9 @@ def test_supervised_sets_reach_a_query_by_name_and_its_table_of_activities(made,
     table = cells.obsm["X_gene_sets"]
     assert list(table.columns) == titles
     np.testing.assert_array_equal(table.to_numpy(), cells.obsm["X_unicoord"][:, :3])
-    map_query.run(map_query.MapQueryOptions(tmp_path / "new.h5ad", tmp_path / "reference", tmp_path / "mapped.zarr"))
+    stored = tmp_path / "mapped.zarr"
+    beside = {"consistent": True, "with_counts": True}
+    map_query.run(map_query.MapQueryOptions(tmp_path / "new.h5ad", tmp_path / "reference", stored, **beside))
     pd.testing.assert_frame_equal(anndata.read_zarr(tmp_path / "mapped.zarr").obsm["X_gene_sets"], table)
     parents = cells.obs["cell_type_predicted"].astype(str).map({"B": "Lymphoid", "T": "Lymphoid", "Mono": "Myeloid"})
     assert (parents == cells.obs["cell_type_level1_predicted"].astype(str)).all()
@@ -186,6 +188,9 @@ def test_supervised_sets_reach_a_query_by_name_and_its_table_of_activities(made,
         name: sets[0] for name, sets in of_atlas["top"].items()
     }
     assert (tmp_path / "new" / "activities.png").stat().st_size > 1000
+    # Beside counts and a manifest it is still no atlas.
+    of_stored = activities.run(activities.ActivitiesOptions(stored, "cell_type_predicted", tmp_path / "stored"))
+    assert of_stored["top"] == result["top"]
     with pytest.raises(UsageError, match="obsm has no 'X_sets'"):
         activities.run(activities.ActivitiesOptions(mapped, "cell_type_predicted", tmp_path / "no", "X_sets"))
     with pytest.raises(UsageError, match="obs has no column 'kind'"):
