@@ -34,6 +34,7 @@ from sklearn.manifold import trustworthiness
 
 K, NUM_PCS, NUM_MAPS = 15, 30, 3
 WEIGHTS = {"with": 1.0, "without": 0.0}
+QUICK = ["train.epochs=10"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--set", action="append", default=[], help="any setting of train: section.key=value")
+    parser.add_argument("--quick", action="store_true", help="worm only, one dimension, 2 seeds, 10 epochs")
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--figure", type=Path, help="where to write the figure")
     args = parser.parse_args()
+    if args.quick:
+        args.tasks, args.dims, args.seeds, args.set = ["worm"], [1], 2, [*QUICK, *args.set]
     os.environ["OMP_NUM_THREADS"] = "1"
     result: dict[str, Any] = {"command": " ".join(["python", *sys.argv])}
     figures, missed = [], 0

@@ -125,10 +125,10 @@ def _stream(store: CellStore, rows: np.ndarray | None = None) -> CellStream:
 def _rates(store: CellStore, folder: Path, rounds: int) -> dict[str, list[float]]:
     """Cells a second of each way, one a round; the ways take turns."""
     model = ReferenceModel.load(folder / "run" / "model").model
-    some = np.arange(min(store.n_obs, 6_000))
+    some, weight_hg = np.arange(min(store.n_obs, 6_000)), model.input_layer.weight.detach().T.contiguous()
     ways: dict[str, tuple[int, Callable[[], None]]] = {
         "encode": (store.n_obs, lambda: _exhaust(encode_batches(model, _stream(store), torch.device("cpu")))),
-        "dense": (len(some), lambda: _dense(model, _stream(store, some))),
+        "dense": (len(some), lambda: _dense(model, weight_hg, _stream(store, some))),
         "export_latents": (store.n_obs, lambda: _export(store, folder)),
         "map_query": (store.n_obs, lambda: _map(Path(store.uri), folder / "run" / "model", folder / "mapped.zarr")),
     }
@@ -148,11 +148,10 @@ def _exhaust(things: object) -> None:
 
 
 @torch.no_grad()
-def _dense(model: JointVAE, stream: CellStream) -> None:
-    weight = model.input_layer.weight.T.contiguous()
+def _dense(model: JointVAE, weight_hg: torch.Tensor, stream: CellStream) -> None:
     for batch in stream:
         dense = model.normalized(batch).to_dense()
-        model.posterior_of(torch.nn.functional.linear(dense, weight, model.input_layer.bias))
+        model.posterior_of(torch.nn.functional.linear(dense, weight_hg, model.input_layer.bias))
 
 
 def _export(store: CellStore, folder: Path) -> None:

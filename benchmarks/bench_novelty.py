@@ -2,8 +2,8 @@
 
 For each, a reference is trained without the type, another data set is mapped, and the scores of its cells of that type
 are compared with those of the other labelled cells (AUROC), beside two others of the same run: the mean distance to
-the 15 nearest training cells in 50 principal components, and 1 - the largest probability.  False alarms are known cells
-with novelty_p < 0.05, with nothing left out.
+the 15 nearest training cells in 50 components (a truncated SVD of the genes that the data set has, not centred), and
+1 - the largest probability.  False alarms are known cells with novelty_p < 0.05, with nothing left out.
 
     python benchmarks/bench_novelty.py --data ../shared/data --seeds 3 --json benchmarks/results/novelty.json
 
@@ -133,19 +133,24 @@ def _scores(
 
 
 def _pca_distance(store: CellStore, reference: ReferenceModel, query: Path) -> np.ndarray:
-    """Mean distance to the 15 nearest training cells in 50 components of the log-normalized values, centred."""
+    """Mean distance to the 15 nearest training cells in 50 components of the log-normalized values, not centred.
+
+    Of the genes that the query has.
+    """
     counts = store.read_ranges(np.array([[0, store.n_obs]]))
     shape = (store.n_obs, store.n_vars)
     cells = sp.csr_matrix((counts.data.astype(np.float32), counts.indices.astype(np.int32), counts.indptr), shape)
     cells.data = np.log1p(1e4 * cells.data / np.repeat(store.size_factors, np.diff(cells.indptr))).astype(np.float32)
-    components = TruncatedSVD(50, random_state=0).fit(cells)
     with open_source(query) as source:
+        batches = QueryBatches(source, reference.schema, reference.normalization)
+        cells = cells[:, batches.measured_g]
+        components = TruncatedSVD(50, random_state=0).fit(cells)
         parts = []
-        for batch in QueryBatches(source, reference.schema, reference.normalization):
+        for batch in batches:
             scaled = batch.counts.to_scipy()
             sizes = np.repeat(batch.size_factors_n.numpy(), np.diff(scaled.indptr))
             scaled.data = np.log1p(1e4 * scaled.data / sizes).astype(np.float32)
-            parts.append(components.transform(scaled))
+            parts.append(components.transform(scaled[:, batches.measured_g]))
     labelled = store.obs([LABEL])[LABEL].notna().to_numpy()
     points = components.transform(cells)[labelled].astype(np.float32)
     return nearest_distances(points, np.concatenate(parts).astype(np.float32))

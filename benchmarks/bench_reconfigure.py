@@ -5,7 +5,7 @@
     condition   control cells set to stimulated, donor 107 held out; donor set to the other   (kang_muscat_subset)
     worm        six bins of embryo time left out      (worm_embryo_packer)
     mix         mixtures of RNA left out              (sc_mixology_RNAmix_continuous)
-    batch       how three data sets mix in X_unicoord_bio   (pbmc8k, pbmc4k, pbmc3k; scib-metrics)
+    batch       how held-out cells of three data sets mix in X_unicoord_bio   (pbmc8k, pbmc4k, pbmc3k; scib-metrics)
 
 Each beside what one could say without a model, in the same run.
 

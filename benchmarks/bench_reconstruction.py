@@ -25,6 +25,7 @@ from unicoord_atlas.memory import AnnDataCells
 from unicoord_atlas.query import QueryBatches
 
 BAR = 0.8
+QUICK = ["data.genes=highly_variable", "data.num_highly_variable=2000", "train.epochs=6"]
 
 
 def main() -> int:
@@ -34,12 +35,14 @@ def main() -> int:
     parser.add_argument("--name", default="pbmc8k_raw_labelled", help="data set")
     parser.add_argument("--label", default="cell_type_scvi", help="supervised label")
     parser.add_argument("--set", action="append", default=[], help="any setting of train: section.key=value")
+    parser.add_argument("--quick", action="store_true", help="2,000 highly variable genes and 6 epochs")
     parser.add_argument("--json", type=Path, help="where to write the result")
     args = parser.parse_args()
+    settings = [*(QUICK if args.quick else []), *args.set]
     cells = anndata.read_h5ad(args.data / args.name / f"{args.name}.h5ad")
     held_out = np.random.default_rng(0).random(cells.n_obs) < 0.2
     with contextlib.redirect_stderr(io.StringIO()):
-        reference = fit(cells[~held_out].copy(), discrete=[args.label], settings=args.set)
+        reference = fit(cells[~held_out].copy(), discrete=[args.label], settings=settings)
     expressed, errors = [], []
     for part in (cells[~held_out], cells[held_out]):
         dense = []

@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from process_tree import own_peak
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,9 +65,6 @@ def main() -> int:
     args = parser.parse_args()
     if args.child:
         reader, path, settings = args.child
-        if reader == "write":
-            write_plainly(Path(path), Path(settings))
-            return 0
         print(json.dumps(measure(reader, path, json.loads(settings))))
         return 0
     with tempfile.TemporaryDirectory() as name:
@@ -108,8 +105,8 @@ def run_all(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     repeats, soma = 1 if args.quick else args.repeats, folder / "cells.soma"
     if args.written_by == "convert":
         convert.run(convert.ConvertOptions(atlas, soma))
-    else:  # in a process of its own: peaks of readers begin with what this one has held
-        subprocess.run([sys.executable, __file__, "--child", "write", str(atlas), str(soma)], check=True)
+    else:
+        write_plainly(atlas, soma)
     runs: dict[str, list[dict[str, float]]] = {reader: [] for reader in READERS}
     for _ in range(repeats):
         for reader in READERS:
@@ -174,8 +171,7 @@ def measure(reader: str, path: str, settings: dict[str, Any]) -> dict[str, float
     for _ in cells:
         pass
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"cells_per_s": num_cells / seconds, "peak_mib": peak}
+    return {"cells_per_s": num_cells / seconds, "peak_mib": own_peak() / 2**20}
 
 
 def opened(path: str, cache: str | None) -> CellStore:

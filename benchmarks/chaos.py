@@ -5,8 +5,8 @@ moments of the time that it takes undisturbed:
 kill        SIGKILL, --moments times
 term        SIGTERM, a quarter as often; it must end with 143, or be done
 full disk   no file may grow over a size (RLIMIT_FSIZE), a quarter as often: refused with 65, or done if none had to
-cut off     an input file ends early: refused with 65, names it; then the file is whole again
-flipped     a byte of an input file is another: as above
+cut off     a file that it reads ends early, each in turn: refused with 65, names it; then the file is whole again
+flipped     a byte of such a file is another: as above, where there are checksums
 Then the same command runs undisturbed, and all that it made is compared with what an undisturbed one made: bytes; of a
 run the weights' bytes and all losses, for it holds times, too.  Exit code 1 if anything differs.
 
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from chaos_stages import Stage, stages, write_sets
+from chaos_stages import CUT_OFF, FLIPPED, Stage, stages, write_sets
 
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.jobs import (  # all that the stages import: children are forked, and begin at once
@@ -67,10 +67,12 @@ def main() -> int:
     """Run, print a line a disturbance and a table, and exit 1 if any ended otherwise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=20, help="kills a stage")
+    parser.add_argument("--quick", action="store_true", help="one kill a stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="+", choices=[stage.name for stage in stages()], help="disturb these only")
     parser.add_argument("--json", type=Path, help="where to write the result")
     args = parser.parse_args()
+    moments = 1 if args.quick else args.moments
     ingest_write.MatrixLayout = partial(MatrixLayout, inner_chunk=4096, chunks_per_shard=4)
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -84,7 +86,7 @@ def main() -> int:
             if code:
                 raise SystemExit(f"{stage.name} fails undisturbed:\n{said(whole)}")
             if not args.stages or stage.name in args.stages:
-                rows += [shown(row) for row in disturb(stage, before, whole, seconds, args.moments, args.seed)]
+                rows += [shown(row) for row in disturb(stage, before, whole, seconds, moments, args.seed)]
             shutil.rmtree(before)
     bad = summarize(rows)
     if args.json:
@@ -110,9 +112,12 @@ def disturb(
     for _ in range(few):
         limit = int(rng.integers(1, largest))
         plans.append((f"files up to {limit:,} bytes", partial(run, stage=stage, disturbance=limit), (0, 65)))
-    if stage.damaged:
-        for damage in (cut_off, flip):
-            plans.append((damage.__name__, partial(run_damaged, stage=stage, damage=partial(damage, rng)), (65,)))
+    for file in stage.damaged:
+        for way in file.ways:
+            damage = partial(DAMAGE[way], rng)
+            plans.append(
+                (f"{way}: {file.path}", partial(run_damaged, stage=stage, name=file.path, damage=damage), (65,))
+            )
     for what, plan, allowed in plans:
         with tempfile.TemporaryDirectory(dir=whole.parent) as name:
             folder = Path(name) / "again"
@@ -179,17 +184,16 @@ def has_ended(child: int) -> bool:
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def run_damaged(folder: Path, stage: Stage, damage: Callable[[bytes], bytes]) -> tuple[float, int]:
+def run_damaged(folder: Path, stage: Stage, name: str, damage: Callable[[bytes], bytes]) -> tuple[float, int]:
     """Run with a damaged input, which is whole again afterwards, with its times; the file must be named."""
-    assert stage.damaged is not None
-    path = folder / stage.damaged
+    path = folder / name
     content, times = path.read_bytes(), path.stat()
     path.write_bytes(damage(content))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     seconds, code = run(folder, stage, None)
     path.write_bytes(content)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    if code == DataError.exit_code and path.name not in said(folder):
+    if code == DataError.exit_code and name.partition("/")[2] not in said(folder):
         return seconds, 1
     return seconds, code
 
@@ -203,6 +207,9 @@ def flip(rng: np.random.Generator, content: bytes) -> bytes:
     """One byte is another."""
     place = int(rng.integers(len(content)))
     return content[:place] + bytes([content[place] ^ int(rng.integers(1, 256))]) + content[place + 1 :]
+
+
+DAMAGE = {CUT_OFF: cut_off, FLIPPED: flip}
 
 
 def said(folder: Path) -> str:
@@ -244,7 +251,7 @@ def curve(run_folder: Path) -> list[dict[str, Any]]:
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
     """Print a row as soon as it is there."""
-    print(f"{row['stage']:<17} {row['disturbance']:<28} {row['code']:>4}  {row['fault'] or 'equal'}", flush=True)
+    print(f"{row['stage']:<17} {row['disturbance']:<50} {row['code']:>4}  {row['fault'] or 'equal'}", flush=True)
     return row
 
 

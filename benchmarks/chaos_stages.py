@@ -11,14 +11,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+CUT_OFF, FLIPPED = "cut off", "flipped"
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A file that a stage reads, and the ways in which it can be damaged so that it must be noticed."""
+
+    path: str
+    ways: tuple[str, ...] = (CUT_OFF, FLIPPED)
+
+
 @dataclass(frozen=True)
 class Stage:
-    """A command, what it makes, and what it reads that can be damaged so that it must be noticed."""
+    """A command, what it makes, and what it reads that can be damaged."""
 
     name: str
     words: tuple[str, ...]
     made: tuple[str, ...]
-    damaged: str | None = None
+    damaged: tuple[Damaged, ...] = ()
 
 
 def stages() -> list[Stage]:
@@ -27,19 +38,26 @@ def stages() -> list[Stage]:
     settings += ("data.min_cells=1", 'train.trackers=["tensorboard"]')
     settings += ("train.precision=fp32",)  # which one is faster, a busy machine would say now so and now so
     sizes = ("--min-genes", "3", "--null-draws", "60", "--null-cells", "200", "--trees", "16", "--p", "1", "--top", "9")
-    shard, weights = "near.zarr/X/data/c/1", "run/model/model.safetensors"
+    counts, weights = (Damaged(path) for path in ("atlas.zarr/X/data/c/1", "run/model/model.safetensors"))
+    near_counts, sizes_of_cells = (Damaged(f"near.zarr/{name}") for name in ("X/data/c/1", "obs/size_factor/c/0"))
+    organ = Damaged("cells/adipose.h5ad", (CUT_OFF,))  # HDF5 has no checksums: of another byte nobody can know
     return [
         Stage(
             "simulate", ("simulate", "--cells", "700", "--genes", "900", "--organs", "4", "--out", "cells"), ("cells",)
         ),
-        Stage("ingest", ("ingest", "cells", "--label", "cell_type,seq_tech", "--out", "atlas.zarr"), ("atlas.zarr",)),
-        Stage("build-graph", ("build-graph", "atlas.zarr"), ("atlas.zarr",), "atlas.zarr/X/data/c/1"),
-        Stage("reorder", ("reorder", "atlas.zarr", "--out", "near.zarr"), ("near.zarr",), "atlas.zarr/X/data/c/1"),
+        Stage(
+            "ingest",
+            ("ingest", "cells", "--label", "cell_type,seq_tech", "--out", "atlas.zarr"),
+            ("atlas.zarr",),
+            (organ,),
+        ),
+        Stage("build-graph", ("build-graph", "atlas.zarr"), ("atlas.zarr",), (counts,)),
+        Stage("reorder", ("reorder", "atlas.zarr", "--out", "near.zarr"), ("near.zarr",), (counts,)),
         Stage(
             "select-gene-sets",
             ("select-gene-sets", "near.zarr", "--gmt", "sets.gmt", "--label", "cell_type", *sizes),
             ("near.zarr", "near.gene-sets"),
-            shard,
+            (near_counts,),
         ),
         Stage(
             "train",
@@ -49,25 +67,28 @@ def stages() -> list[Stage]:
                 *(word for setting in settings for word in ("--set", setting)),
             ),
             ("run",),
-            shard,
+            (near_counts, sizes_of_cells),
         ),
         Stage(
             "export-latents",
             ("export-latents", "near.zarr", "--run", "run", "--out", "latents.zarr"),
             ("latents.zarr",),
-            shard,
+            (near_counts,),
         ),
-        Stage("export-reference", ("export-reference", "--run", "run", "--out", "reference"), ("reference",), weights),
+        Stage(
+            "export-reference", ("export-reference", "--run", "run", "--out", "reference"), ("reference",), (weights,)
+        ),
         Stage(
             "map-query",
             ("map-query", "cells/adipose.h5ad", "--reference", "reference", "--out", "mapped.zarr"),
             ("mapped.zarr",),
-            "reference/model.safetensors",
+            (Damaged("reference/model.safetensors"), organ),
         ),
         Stage(
             "report",
             ("report", "run", "--atlas", "near.zarr", "--latents", "latents.zarr", "--out", "report.html"),
             ("report.html",),
+            (Damaged("latents.zarr/obsm/X_unicoord/c/0/0"),),
         ),
     ]
 

@@ -6,8 +6,9 @@ for one epoch, export-latents, export-reference, map-query, report.  Of each: wa
 processes, bytes read and written.  With several sizes: exponents of growth from size to size.  Then the query's
 annotation and gradients beside logistic and ridge regression on 50 principal components.
 
-Files and figures stay in --work: a stage that is finished is not run again; one that was cut short goes on, and the
-times of its attempts are added up.  --data has hECA's gene list and the gene sets.  Needs 33 GB at hECA's size.
+Files and figures stay in --work: a stage that is finished is not run again (if that was another command, the call
+ends); one that was cut short goes on, and the times of its attempts are added up.  The page says on which days stages
+began, and the revisions of the code.  --data has hECA's gene list and the gene sets.  Needs 33 GB at hECA's size.
 
     python benchmarks/full_heca.py --cells 10000 100000 300000 1093299 --work DIR --out benchmarks/results/full_heca
 """
@@ -23,11 +24,10 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from process_tree import measured
+from stage_record import run_stage, when_and_what
 
 HECA_CELLS, QUERY_CELLS, FEWEST_QUERY_CELLS = 1_093_299, 57_000, 500
 BYTES_PER_CELL, KEEP_FREE = 30_000, 2 * 2**30
@@ -58,7 +58,7 @@ def main() -> int:
     runs = [run_size(args, cells) for cells in sizes]
     if None in runs:
         return 0
-    result = {**circumstances(), "runs": runs, "growth": growth(runs)}
+    result = {**circumstances(runs), "runs": runs, "growth": growth(runs)}
     text = table(result)
     print(text)
     bars = judge(result)
@@ -143,36 +143,6 @@ def require_disk(folder: Path, cells: int) -> None:
         raise SystemExit(f"{folder}: {free / 1e9:.0f} GB free, {needed / 1e9:.0f} needed; choose another --work")
 
 
-def run_stage(folder: Path, name: str, command: list[str]) -> dict[str, Any]:
-    """Figures of a stage: of the run that finished it, and what attempts that were cut short had taken before."""
-    kept = folder / "figures" / f"{name}.json"
-    kept.parent.mkdir(exist_ok=True)
-    record = json.loads(kept.read_text()) if kept.exists() else {"attempts": []}
-    if record["attempts"] and record["attempts"][-1].get("status") == 0:
-        return summed(record["attempts"])
-    log = folder / "figures" / f"{name}.log"
-
-    def tell(facts: dict[str, Any], *, every: list[dict[str, Any]] = record["attempts"]) -> None:
-        kept.write_text(json.dumps({"command": command, "attempts": [*every, facts]}, indent=1) + "\n")
-
-    facts = measured(command, log, tell)
-    tell(facts)
-    if facts["status"]:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
-        raise SystemExit(f"{' '.join(command)}\nended with {facts['status']}; the end of {log}:\n{tail}")
-    return summed([*record["attempts"], facts])
-
-
-def summed(attempts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Maxima of memory, sums of all else."""
-    first: dict[str, Any] = {"attempts": len(attempts)}
-    for name in ("wall_s", "cpu_s", "read", "written", "disk_read", "disk_written"):
-        first[name] = sum(each.get(name, 0) for each in attempts)
-    for name in ("peak_rss", "peak_anonymous", "processes"):
-        first[name] = max(each.get(name, 0) for each in attempts)
-    return first
-
-
 def shown(name: str, row: dict[str, Any]) -> str:
     """A line about a stage."""
     return (
@@ -204,7 +174,9 @@ def minutes(run: dict[str, Any]) -> float:
 def table(result: dict[str, Any]) -> str:
     """Everything as markdown."""
     lines = ["# Simulated atlas of hECA's size: every stage", "", f"`{result['command']}`", ""]
-    facts = ", ".join(f"{key} {result[key]}" for key in ("date", "machine", "cores", "load_average", "python"))
+    facts = ", ".join(
+        f"{key} {result[key]}" for key in ("date", "revision", "machine", "cores", "load_average", "python")
+    )
     lines += [f"{facts}. Memory is that of all processes of a stage together, pages of files that they map included."]
     for run in result["runs"]:
         lines += ["", f"## {run['cells']:,} cells x 43,878 genes, {query_cells(run['cells']):,} cells held out", ""]
@@ -275,13 +247,13 @@ def growth_bars(runs: list[dict[str, Any]]) -> list[tuple[str, float, str, float
     return bars
 
 
-def circumstances() -> dict[str, Any]:
-    """Command and machine."""
+def circumstances(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Command, when its stages ran, the revisions of the code that they ran, and the machine."""
     threads = {name: os.environ[name] for name in ("OMP_NUM_THREADS",) if name in os.environ}
     return {
         "what": "simulated atlas of hECA's size",
         "command": " ".join(["python", *sys.argv]),
-        "date": time.strftime("%Y-%m-%d"),
+        **when_and_what([stage for run in runs for stage in (run["inputs"], *run["stages"].values())]),
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": round(os.getloadavg()[0], 1),

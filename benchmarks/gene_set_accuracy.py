@@ -1,18 +1,21 @@
 """What a model reads of gene sets' activities off new cells, beside ridge regression: a part of bench_gene_sets.
 
-Held-out cells are taken out before anything else: selection, training and components see the others only.
+Held-out cells are taken out before anything else: selection, training and components see the others only.  Ridge
+regression is fitted on the genes that the new cells have, for each file of them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from held_out_files import split_file
 from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeCV
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-HELD_OUT, COMPONENTS = 0.2, 50
+COMPONENTS = 50
 
 
 def accuracy(
@@ -52,8 +55,8 @@ def accuracy(
     """Mean over the sets of R2 on held-out cells and, unless there is no query, of Spearman's r on the query."""
     work = folder / "supervised"
     work.mkdir()
-    held_out = [_split(data, name, work, number) for number, name in enumerate(sources)]
-    atlas = _ingest([work / "train" / f"{name}.h5ad" for name in sources], work / "atlas.zarr", data)
+    files = [split_file(data, name, work, number) for number, name in enumerate(sources)]
+    atlas = _ingest([train_file for train_file, _ in files], work / "atlas.zarr", data)
     with contextlib.redirect_stderr(io.StringIO()):
         select(SelectGeneSetsOptions(atlas, gmt, "cell_type", **selection))
         fixed = ['latent.discrete=["cell_type", "dataset"]', f'latent.continuous=["obsm:{GENE_SETS}"]']
@@ -62,8 +65,8 @@ def accuracy(
     reference = ReferenceModel.load(work / "reference")
     store = open_store(atlas)
     chosen = work / "atlas.gene-sets" / "chosen.gmt"
-    ridge = _Ridge(_log_normalized(reference, atlas), store.obsm(GENE_SETS))
-    parts = [_truth_and_guesses(path, work, reference, ridge, chosen, store) for path in held_out]
+    ridge = _Ridge(_log_normalized(reference, atlas)[0], store.obsm(GENE_SETS))
+    parts = [_truth_and_guesses(path, work, reference, ridge, chosen, store) for _, path in files]
     truth, ours, theirs = (np.concatenate([part[i] for part in parts]) for i in range(3))
     found: dict[str, Any] = {
         "sets": list(reference.config.tables[GENE_SETS]),
@@ -78,26 +81,20 @@ def accuracy(
     return found
 
 
+@dataclass(frozen=True)
 class _Ridge:
     """Ridge regression of all sets on 50 principal components of the training cells."""
 
-    def __init__(self, x_ng: sp.csr_matrix, scores: pd.DataFrame) -> None:
-        self._pca = PCA(COMPONENTS, svd_solver="arpack", random_state=0).fit(x_ng)
-        self._ridge = RidgeCV(np.logspace(-3, 4, 15)).fit(self._pca.transform(x_ng), scores)
+    known_ng: sp.csr_matrix
+    scores: pd.DataFrame
 
-    def __call__(self, x_ng: sp.csr_matrix) -> np.ndarray:
-        guess: np.ndarray = self._ridge.predict(self._pca.transform(x_ng))
+    def __call__(self, new_mg: sp.csr_matrix, measured_g: np.ndarray) -> np.ndarray:
+        """Scores of new cells, by the genes that they have."""
+        known, new = self.known_ng[:, measured_g], new_mg[:, measured_g]
+        components = PCA(COMPONENTS, svd_solver="arpack", random_state=0).fit(known)
+        ridge = RidgeCV(np.logspace(-3, 4, 15)).fit(components.transform(known), self.scores)
+        guess: np.ndarray = ridge.predict(components.transform(new))
         return guess
-
-
-def _split(data: Path, name: str, work: Path, seed: int) -> Path:
-    """Write the training cells and the held-out cells of a source; returns the file of the latter."""
-    cells = anndata.read_h5ad(data / name / f"{name}.h5ad")
-    out = np.random.default_rng(seed).random(cells.n_obs) < HELD_OUT
-    for part, rows in (("train", ~out), ("test", out)):
-        (work / part).mkdir(exist_ok=True)
-        cells[rows].write_h5ad(work / part / f"{name}.h5ad")
-    return work / "test" / f"{name}.h5ad"
 
 
 def _ingest(files: Sequence[Path], out: Path, data: Path | None) -> Path:
@@ -122,7 +119,7 @@ def _truth_and_guesses(
     with contextlib.redirect_stderr(io.StringIO()):
         map_query.run(map_query.MapQueryOptions(file, work / "reference", mapped))
     ours = anndata.read_h5ad(mapped).obsm[GENE_SETS]
-    return truth[titles].to_numpy(), ours[titles].to_numpy(), ridge(_log_normalized(reference, file))
+    return truth[titles].to_numpy(), ours[titles].to_numpy(), ridge(*_log_normalized(reference, file))
 
 
 def _scores_as_in(atlas: CellStore, file: Path, reference: ReferenceModel, chosen: Path) -> pd.DataFrame:
@@ -148,8 +145,9 @@ def _own_scores(file: Path, work: Path, chosen: Path) -> pd.DataFrame:
     return pd.DataFrame(scores, columns=[s.title for s in sets])
 
 
-def _log_normalized(reference: ReferenceModel, path: Path) -> sp.csr_matrix:
-    """(n, g) what the model sees of the cells."""
+def _log_normalized(reference: ReferenceModel, path: Path) -> tuple[sp.csr_matrix, np.ndarray]:
+    """(n, g) what the model sees of the cells, and (g,) which of its genes their file has."""
     with open_source(path) as source:
         batches = QueryBatches(source, reference.schema, reference.normalization)
-        return sp.vstack([reference.model.normalized(batch).to_scipy() for batch in batches], format="csr")
+        rows = sp.vstack([reference.model.normalized(batch).to_scipy() for batch in batches], format="csr")
+        return rows, batches.measured_g[reference.own_positions]

@@ -8,12 +8,13 @@ Under the peer's Python only `annbatch` and `annbatch-shuffled` run.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from process_tree import own_peak
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,8 +59,7 @@ def main() -> None:
     seconds = time.perf_counter() - start
     stop.set()
     sampler.join()
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": seconds, "peak_mib": resident / MIB, "peak_own_mib": peak[0] / MIB}))
+    print(json.dumps({"seconds": seconds, "peak_mib": own_peak() / MIB, "peak_own_mib": peak[0] / MIB}))
 
 
 def sample_anonymous(peak: list[int], stop: threading.Event) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("input", type=Path)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--max-seconds", type=float, default=1e9, help="of an epoch")
+    parser.add_argument("--max-seconds", type=float, default=math.inf, help="of an epoch")
     parser.add_argument("--block", type=int, default=256, help="consecutive rows read together")
     parser.add_argument("--window", type=int, default=16_384, help="rows in memory together")
     parser.add_argument("--subset", choices=["all", "donors", "random"], default="all", help="ours: a tenth of rows")
@@ -43,7 +44,7 @@ def main() -> None:
         print(json.dumps(start_times(args)))
         return
     batches, code_rows, all_codes = LOADERS[args.name](args)
-    epochs, seen = time_epochs(batches, args.epochs, args.max_seconds)
+    epochs, seen = time_epochs(batches, args.epochs, args.max_seconds, FACTS.get("fetch_cells", 1))
     result: dict[str, Any] = {"epochs": epochs, **FACTS}
     if not args.no_mixing:
         result["mixing"] = mixing([code_rows(rows) for rows in seen], all_codes())
@@ -201,11 +202,13 @@ def scdataset(args: argparse.Namespace) -> Loader:
 
     adata = anndata.read_h5ad(args.input, backed="r")
     codes = adata.obs[LABEL].cat.codes.to_numpy()
+    fetch_batches = args.window // args.batch_size
+    FACTS["fetch_cells"] = fetch_batches * args.batch_size
     dataset = scDataset(
         adata,
         BlockShuffling(block_size=args.block),
         batch_size=args.batch_size,
-        fetch_factor=args.window // args.batch_size,
+        fetch_factor=fetch_batches,
         fetch_callback=lambda cells, rows: (cells.X[rows], rows),
         batch_callback=lambda fetched, picks: (fetched[0][picks], fetched[1][picks]),
     )

@@ -5,6 +5,7 @@ Runs under the peer's Python as well, so it needs NumPy only.
 
 from __future__ import annotations
 
+import math
 import subprocess
 import time
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ SAMPLE_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the cells, or its first `max_seconds`."""
+    """One pass over the cells, or so much of it as takes some seconds."""
 
     cells: int
     seconds: float
@@ -30,20 +31,24 @@ class Epoch:
 
 
 def time_epochs(
-    batches: Callable[[], Iterable[np.ndarray]], num_epochs: int, max_seconds: float
+    batches: Callable[[], Iterable[np.ndarray]], num_epochs: int, max_seconds: float = math.inf, fetch_cells: int = 1
 ) -> tuple[list[dict[str, float]], list[np.ndarray]]:
-    """Iterate so many times; `batches` yields each batch's rows or codes.  Returns the epochs and the last one's."""
+    """Iterate so many times; `batches` yields each batch's rows or codes.  Returns the epochs and the last one's.
+
+    Epochs of `max_seconds` end with a whole fetch: a loader reads `fetch_cells` at a time, and what it has read already
+    comes for nothing.  One more goes before them that does not count.
+    """
     epochs, seen = [], []
-    for _ in range(num_epochs):
-        seen = []
+    for _ in range(num_epochs + math.isfinite(max_seconds)):
+        seen, cells = [], 0
         start, cpu = time.perf_counter(), time.process_time()
         for batch in batches():
             seen.append(batch)
-            if time.perf_counter() - start > max_seconds:
+            cells += len(batch)
+            if cells % fetch_cells == 0 and time.perf_counter() - start > max_seconds:
                 break
-        seconds = time.perf_counter() - start
-        epochs.append(asdict(Epoch(sum(map(len, seen)), seconds, time.process_time() - cpu)))
-    return epochs, seen
+        epochs.append(asdict(Epoch(cells, time.perf_counter() - start, time.process_time() - cpu)))
+    return epochs[-num_epochs:], seen
 
 
 def mixing(batches: list[np.ndarray], codes: np.ndarray) -> dict[str, float]:

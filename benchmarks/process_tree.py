@@ -51,6 +51,11 @@ def measured(command: Sequence[str], log: Path, tell: Callable[[dict[str, Any]],
     return {"status": process.returncode, "begun": begun, **facts}
 
 
+def own_peak() -> int:
+    """Bytes that this process had in memory at most; getrusage's maximum would begin with what its parent had."""
+    return _fields(os.getpid(), "status")["VmHWM"] * _KIB
+
+
 class Tree:
     """The processes below one, itself included, as /proc shows them."""
 

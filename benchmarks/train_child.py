@@ -21,6 +21,7 @@ from paper_loop import HIDDEN, PaperNetwork, make_adam, paper_step
 from torch.profiler import ProfilerActivity, profile
 from train_inputs import LABELS
 
+from unicoord_atlas.allocator import keep_freed_memory
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.jobs.train import prepare_store
 from unicoord_atlas.loaders import CellStream, open_store
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="how long steps are timed")
     parser.add_argument("--epochs", type=int, default=1)
     args = parser.parse_args()
+    keep_freed_memory()  # as `train` does
     print(json.dumps(PROGRAMS[args.program](args)))
 
 

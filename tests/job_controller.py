@@ -7,7 +7,6 @@ headless Services resolved to this machine, and each volume a folder in place of
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import yaml
+from servers import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 _POD_IP = "127.0.0.1"
@@ -166,9 +166,7 @@ class JobController:
 
     def _port(self, address: str) -> int:
         if address not in self._ports:
-            with socket.socket() as taken:
-                taken.bind((_POD_IP, 0))
-                self._ports[address] = taken.getsockname()[1]
+            self._ports[address] = free_port()
         return self._ports[address]
 
     def _said(self, name: str, indexes: list[_Index]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,67 +24,100 @@ if TYPE_CHECKING:
 
 KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "not-a-real-secret-key", "AWS_REGION": "us-east-1"}
 WEED = Path(sys.executable).with_name("weed")
-_PATIENCE_S = 30
+_PATIENCE_S, _TRIES = 30, 3
+_DEALT_OUT, _FIRST_PORT = Path("/proc/sys/net/ipv4/ip_local_port_range"), 12_000
 
 
 def free_port() -> int:
     """A port that nobody listens on just now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(number: int) -> list[int]:
+    """Different ports that nobody listens on just now, all held until the last is drawn.
+
+    They lie below those that the system deals out, where there is room: else somebody else might get one before the
+    server that is to listen there has begun to.
+    """
+    room = int(_DEALT_OUT.read_text().split()[0]) - _FIRST_PORT
+    ports: list[int] = []
+    with ExitStack() as held:
+        while len(ports) < number:
+            listener = held.enter_context(socket.socket())
+            with suppress(OSError):  # taken, or drawn before
+                # Not by `random`: each test begins with the same seed, in all processes that run tests.
+                listener.bind(("127.0.0.1", _FIRST_PORT + secrets.randbelow(room) if room > 0 else 0))
+                ports.append(int(listener.getsockname()[1]))
+    return ports
 
 
 @contextmanager
 def moto(port: int | None = None, **environment: str) -> Iterator[str]:
     """Address of moto's server, with nothing in it."""
-    port = port or free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with _running(command, {**os.environ, **environment}, f"http://127.0.0.1:{port}/moto-api/data.json"):
-        yield f"http://127.0.0.1:{port}"
+
+    def drawn() -> tuple[int, list[str]]:
+        own = port or free_port()
+        return own, [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(own)]
+
+    with _running(drawn, {**os.environ, **environment}, "moto-api/data.json") as address:
+        yield address
 
 
 @contextmanager
 def seaweedfs(folder: Path, port: int | None = None, megabytes: int = 0) -> Iterator[str]:
     """Address of the S3 server of a SeaweedFS that keeps its data, some so much, in a folder."""
-    port = port or free_port()
-    ports = {f"{name}.port": free_port() for name in ("master", "volume", "filer")} | {"s3.port": port}
-    ports |= {f"{name}.grpc": free_port() for name in ports}
-    command = [
-        str(WEED),
-        "server",
-        f"-dir={folder}",
-        "-ip=127.0.0.1",
-        "-s3",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        f"-volume.max={16 + megabytes // 32}",
-        "-master.volumeSizeLimitMB=64",
-        *(f"-{name}={number}" for name, number in ports.items()),
-    ]
-    with _running(command, dict(os.environ), f"http://127.0.0.1:{port}/healthz"):
-        yield f"http://127.0.0.1:{port}"
+
+    def drawn() -> tuple[int, list[str]]:
+        names = [f"{name}.port" for name in ("s3", "master", "volume", "filer")]
+        names += [f"{name}.grpc" for name in names]
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        ports["s3.port"] = port or ports["s3.port"]
+        return ports["s3.port"], [
+            str(WEED),
+            "server",
+            f"-dir={folder}",
+            "-ip=127.0.0.1",
+            "-s3",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            f"-volume.max={16 + megabytes // 32}",
+            "-master.volumeSizeLimitMB=64",
+            *(f"-{name}={number}" for name, number in ports.items()),
+        ]
+
+    with _running(drawn, dict(os.environ), "healthz") as address:
+        yield address
 
 
 @contextmanager
-def _running(command: list[str], environment: dict[str, str], alive: str) -> Iterator[None]:
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_until_it_answers(server, alive)
-        yield
-    finally:
-        server.kill()
-        server.wait()
+def _running(drawn: Callable[[], tuple[int, list[str]]], environment: dict[str, str], page: str) -> Iterator[str]:
+    """Address of a server that answers; one that ends before, for a port of its was taken, is started on others."""
+    command: list[str] = []
+    for _ in range(_TRIES):
+        port, command = drawn()
+        address = f"http://127.0.0.1:{port}"
+        server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            if _answers(server, f"{address}/{page}"):
+                yield address
+                return
+        finally:
+            server.kill()
+            server.wait()
+    raise AssertionError(f"{command} ended, {_TRIES} times")
 
 
-def _wait_until_it_answers(server: subprocess.Popen[bytes], address: str) -> None:
+def _answers(server: subprocess.Popen[bytes], address: str) -> bool:
+    """Wait until a server answers; False if it ends before."""
     for _ in range(_PATIENCE_S * 20):
+        if server.poll() is not None:
+            return False
         try:
             urllib.request.urlopen(address, timeout=2).close()
-            return
+            return True
         except urllib.error.HTTPError:
-            return
+            return True
         except OSError:
-            assert server.poll() is None, f"{server.args} ended"
             time.sleep(0.05)
     raise TimeoutError(address)
 

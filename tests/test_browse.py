@@ -13,20 +13,24 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
+from cells import sparse_rows
 from references import CLASSES, random_cells, random_reference
 from safetensors import safe_open
 from starlette.testclient import TestClient
 
 from unicoord_atlas.coordinate_changes import Changes
+from unicoord_atlas.encode import Encoded, own_units, softmax
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.generate import Generation
 from unicoord_atlas.jobs import browse, browse_map
 from unicoord_atlas.jobs.browse_app import make_app
 from unicoord_atlas.jobs.browse_cells import cells_of_file
 from unicoord_atlas.points import Points
-from unicoord_atlas.reconfigure import bio_of_seeds, reconfigured
+from unicoord_atlas.reconfigure import bio_of_seeds, reconfigured, seed_points
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.report.plane import umap_of_many
+from unicoord_atlas.seeds import seed_labels
 
 HOSTILE = '<img src=x onerror="throw 1">'
 NAMES = ["localhost", "127.0.0.1"]
@@ -212,16 +216,37 @@ def test_changed_genes_are_those_of_generate(folder, changing):
         assert each["before"] == pytest.approx(before[gene], rel=1e-4)
 
 
+def seen_by_encoder(reference, values_g) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(1, b) biological representation and probabilities of a cell of these log-normalized values, in float32."""
+    with torch.no_grad():
+        posterior = reference.model.encode(sparse_rows(values_g[None]))
+    offset, scale = own_units(reference.model)
+    logits = tuple(logits_nk.numpy() for logits_nk in posterior.logits)
+    probabilities = {label.name: softmax(each) for label, each in zip(reference.config.labels, logits, strict=True)}
+    mean_nd = posterior.mean_nd.numpy() * scale + offset
+    return reference.bio(Encoded(np.zeros(1, np.int64), mean_nd, mean_nd, logits), probabilities), probabilities
+
+
 def test_a_cell_goes_where_the_encoder_sees_it(folder, changing):
     """Decoded, encoded again as an AnnData would be, and compared with all cells of the map."""
     answer = changing.post("/api/reconfigure", json={"seed": 5, "labels": {"cell_type": "T"}}).json()
     cells = anndata.read_h5ad(folder / "mapped.h5ad")
     assert answer["cells"] == 1
-    assert len(set(answer["after"]["nearest"])) == 15
-    place = np.median(cells.obsm["X_umap"][answer["after"]["nearest"]], axis=0)
-    assert answer["after"]["place"] == pytest.approx(place.tolist())
-    for when in ("before", "after"):
-        assert sum(answer[when]["shares"]["cell_type"].values()) == pytest.approx(1)
+    reference = ReferenceModel.load(folder / "with_cells")
+    points, obs = seed_points(reference, np.array([5])), seed_labels(reference, reference.seeds, np.array([5]))
+    for when, changes in (("before", Changes()), ("after", Changes({"cell_type": "T"}))):
+        values_g = reconfigured(reference, points, obs, changes).values_g
+        bio_1b, probabilities = seen_by_encoder(reference, values_g)
+        away = np.linalg.norm(cells.obsm["X_unicoord_bio"] - bio_1b, axis=1)
+        nearest = answer[when]["nearest"]
+        assert len(set(nearest)) == 15
+        # Those of argsort, but that two as far away may change places: the server encodes with weights in float16.
+        np.testing.assert_allclose(away[nearest], np.sort(away)[:15], atol=2e-3)
+        for name, shares in answer[when]["shares"].items():
+            assert list(shares.values()) == pytest.approx(probabilities[name][0].tolist(), abs=2e-3)
+            assert list(shares) == list(reference.label(name).categories)
+        place = np.median(cells.obsm["X_umap"][nearest], axis=0)
+        assert answer[when]["place"] == pytest.approx(place.tolist())
     unchanged = changing.post("/api/reconfigure", json={"seed": 5}).json()
     assert unchanged["genes"] == []
     assert unchanged["before"] == unchanged["after"] == answer["before"]

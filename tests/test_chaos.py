@@ -1,5 +1,6 @@
 """benchmarks/chaos.py: what it does itself, and a short run of it."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,20 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_each_stage_that_reads_files_meets_a_damaged_one(monkeypatch):
+    """Its command names what the file lies in, or is."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    chaos_stages = importlib.import_module("chaos_stages")
+    first, *others = chaos_stages.stages()
+    assert first.name == "simulate" and not first.damaged
+    for stage in others:
+        assert stage.damaged, stage.name
+        for file in stage.damaged:
+            assert any(file.path.startswith(word) for word in stage.words), file.path
+            assert file.ways and set(file.ways) <= {chaos_stages.CUT_OFF, chaos_stages.FLIPPED}
+            assert file.ways == (chaos_stages.CUT_OFF,) or not file.path.endswith(".h5ad")
 
 
 @pytest.mark.slow

@@ -1,8 +1,7 @@
 """A worker of an Indexed Job succeeds if the output is there, and is started anew if it is not."""
 
-import socket
-
 import pytest
+from servers import free_port
 
 from unicoord_atlas.errors import AlreadyDone, UsageError
 from unicoord_atlas.jobs import dask_job
@@ -13,9 +12,7 @@ from unicoord_atlas.training.ranks import PeersLost
 @pytest.fixture
 def nobody(monkeypatch) -> str:
     """An address where no scheduler answers; this is index 1, with little patience."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
     monkeypatch.setenv("UNICOORD_SCHEDULER", address)
     monkeypatch.setattr(dask_job, "_PATIENCE", 1)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
+import zarr
 from scanpy.neighbors._connectivity import umap as umap_weights
 from sklearn.neighbors import NearestNeighbors
 from stores import write_store
@@ -21,7 +22,7 @@ from unicoord_atlas.jobs import amend_store, build_graph, check, dask_client, in
 from unicoord_atlas.jobs.build_graph import BuildGraphOptions
 from unicoord_atlas.jobs.workdir import describe_input
 from unicoord_atlas.loaders import graph_pass, knn_pass
-from unicoord_atlas.loaders.graph_store import Neighbors
+from unicoord_atlas.loaders.graph_store import Neighbors, write_table
 from unicoord_atlas.loaders.in_order import in_order
 from unicoord_atlas.loaders.row_file import RowFile
 from unicoord_atlas.loaders.store import open_store
@@ -373,12 +374,31 @@ def test_cells_all_alike_or_all_empty_are_refused(tmp_path):
         build(empty)
 
 
-def test_given_table_is_used(fresh, tmp_path):
+def with_table(path, key, values):
+    """The store with a table in obsm, added as jobs add theirs."""
+    with amend_store.amended_store(path, "table", {"key": key}) as folder:
+        group = zarr.open_group(folder / amend_store.ADDITIONS, mode="w", zarr_format=3)
+        write_table(group.require_group("obsm"), key, values)
+
+
+def test_given_table_is_used(fresh):
+    points = np.random.default_rng(0).normal(size=(CELLS, 4)).astype(np.float32)
+    with_table(fresh, "X_mine", points)
+    assert build(fresh, use_rep="X_mine")["dims"] == 4
+    found = anndata.read_zarr(fresh)
+    expected = NearestNeighbors(n_neighbors=SMALL["k"]).fit(points).kneighbors()[0]
+    ours = np.sort(found.obsp["distances"].data.reshape(CELLS, SMALL["k"]), axis=1)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4)
+    assert found.uns["neighbors"]["params"]["use_rep"] == "X_mine"
+    assert np.array_equal(found.obsm["X_mine"], points) and "X_pca" not in found.obsm
+
+
+def test_a_table_that_is_not_there_is_refused(fresh):
     build(fresh)
-    before = anndata.read_zarr(fresh).obsm["X_pca"]
+    before = graph_bytes(fresh)
     with pytest.raises(UsageError, match="obsm has no 'X_umap'"):
         build(fresh, use_rep="X_umap", replace=True)
-    assert np.array_equal(anndata.read_zarr(fresh).obsm["X_pca"], before)
+    assert graph_bytes(fresh) == before
 
 
 def test_addition_leaves_the_store_what_it_was(plain, graphed):

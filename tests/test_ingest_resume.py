@@ -92,8 +92,8 @@ def test_ingest_killed_at_random_moments_goes_on_to_the_same_bytes(folder):
     assert done.returncode == 0, done.stderr
     for shuffle, left in zip((False, True), json.loads(done.stdout), strict=True):
         assert all_bytes(folder / f"killed{shuffle}.zarr") == all_bytes(folder / f"whole{shuffle}.zarr")
-        assert sum(status == -signal.SIGKILL for status, _ in left) >= 3
-        files = [whole for _, whole in left]
+        files = [whole for status, whole in left if status == -signal.SIGKILL]  # the others came to their end before
+        assert len(files) >= 3
         assert files == sorted(files) and files[-1] > 10  # each went on from where the one before it was killed
     assert not list(folder.glob(".*"))
 

@@ -1,6 +1,6 @@
 """A program for torchrun: 20 Adam steps of a small model on this rank's share of fixed batches; rank 0 saves weights.
 
-two_ranks.py OUT DTYPE ACCUMULATE CLIP
+two_ranks.py OUT [CASE ...]
 """
 
 import os
@@ -71,9 +71,12 @@ class FixedBatches:
 CASES = {
     "double": {},
     "double_parts": {"accumulate_steps": 2, "clip_norm": 30.0},
+    "double_each_cell": {},
+    "double_each_cell_parts": {"accumulate_steps": 2},
     "single": {},
     "nan": {"checkpoint_every_steps": 3},
 }
+"""Settings of each; those of `each_cell` have no loss that compares cells of a batch."""
 
 
 def train(case: str, out: Path) -> None:
@@ -91,7 +94,8 @@ def train(case: str, out: Path) -> None:
     model = JointVAE(NetworkSpec(num_genes=40, latent=latent, model=small, thinning=0.5, gene_dropout=0.3)).to(dtype)
     model.compute_dtype = dtype
     facts = LabelFacts((torch.tensor([10.0, 20.0, 30.0]),), (0.8,), torch.tensor([6 / 7]))
-    objective = Objective(LossConfig(independent_of=("cell_type",)), latent, facts, (), 40, torch.device("cpu"))
+    losses = LossConfig(independent_of=() if "each_cell" in case else ("cell_type",))
+    objective = Objective(losses, latent, facts, (), 40, torch.device("cpu"))
     training = FixedBatches(rank, world_size, config.accumulate_steps, dtype)
     if case == "nan" and rank == world_size - 1:
         training.spoil(BAD_STEP - 1)
