@@ -240,7 +240,7 @@ class ReferenceModel:
         rule
             When a prediction becomes a call; the default rule if None.
         consistent
-            Labels of tied levels are decoded together, so that each lies below its parent.
+            Labels of tied levels are decoded together, so that each lies below its parent, if that has children.
 
         Returns
         -------
