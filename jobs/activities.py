@@ -13,6 +13,7 @@ from rich.table import Table
 from unicoord_atlas.columns import require_column
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
 from unicoord_atlas.gene_sets.activities import activity_table
+from unicoord_atlas.loaders.fingerprints import table_fingerprint
 from unicoord_atlas.loaders.object_address import object_address
 from unicoord_atlas.loaders.soma_address import is_soma
 from unicoord_atlas.loaders.store import open_store
@@ -45,8 +46,8 @@ def run(options: ActivitiesOptions) -> dict[str, Any]:
         raise ConfigError(
             "activities needs matplotlib, which is not installed: pip install 'unicoord-atlas[gene-sets]'"
         )
-    scores, types = _scores_and_types(options)
-    with finished_directory(options.out, [options.cells], {"label": options.label, "key": options.key}) as partial:
+    scores, types, made_from = _scores_and_types(options)
+    with finished_directory(options.out, [options.cells], made_from) as partial:
         from .gene_set_figures import draw_activities
 
         table = activity_table(scores, types)
@@ -58,16 +59,19 @@ def run(options: ActivitiesOptions) -> dict[str, Any]:
     return {"activities": str(options.out), "top": top}
 
 
-def _scores_and_types(options: ActivitiesOptions) -> tuple[pd.DataFrame, pd.Series]:
+def _scores_and_types(options: ActivitiesOptions) -> tuple[pd.DataFrame, pd.Series, dict[str, str]]:
+    """Both, and what tells them from others of the same cells: of a store, whose scores may be replaced, their sum."""
+    made_from = {"label": options.label, "key": options.key}
     is_local = (options.cells / "uns" / UNS / SCHEMA).exists()
     if is_local or is_soma(options.cells) or object_address(options.cells) is not None:
         store = open_store(options.cells)
         table, obs = store.obsm(options.key), store.obs([options.label])
+        made_from["table"] = table_fingerprint(store, options.key)
     else:
         table, obs = _of_anndata(options)
     if not isinstance(table, pd.DataFrame):
         raise DataError(f"{options.cells}: obsm/{options.key} has no names of columns; select-gene-sets writes one")
-    return table, require_column(obs, options.label)
+    return table, require_column(obs, options.label), made_from
 
 
 def _of_anndata(options: ActivitiesOptions) -> tuple[Any, pd.DataFrame]:

@@ -129,7 +129,7 @@ def finish_amendment(store: Path, part: str) -> None:
 
 
 def _work_folder(store: Path, part: str) -> Path:
-    path = store_path(store)
+    path = store_path(store).absolute()  # a process of a cluster may stand elsewhere
     return path.parent / f".{path.name}.{part}.partial"
 
 

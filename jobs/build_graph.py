@@ -17,7 +17,7 @@ from tqdm import tqdm
 from unicoord_atlas.allocator import give_back_freed_memory
 from unicoord_atlas.errors import AlreadyDone, ConfigError, DataError
 from unicoord_atlas.loaders.graph_pass import RunPieces, components_of_genes, moments_of_amounts, write_scores
-from unicoord_atlas.loaders.graph_store import fingerprint_of, write_matrix, write_table
+from unicoord_atlas.loaders.graph_store import made_of, write_matrix, write_table
 from unicoord_atlas.loaders.knn_pass import (
     KnnTask,
     measured_recall,
@@ -103,7 +103,7 @@ def run(options: BuildGraphOptions, console: Console | None = None) -> dict[str,
     batches = _batches(store, options.batch)
     sizes = {"the atlas": store.n_obs} if batches is None else {f"batch {b!r}": len(r) for b, r in batches.items()}
     require_enough(sizes, options.k)
-    config = {**options.settings(), "cells": fingerprint_of(store)}
+    config = {**options.settings(), **made_of(store, options.use_rep)}
     try:
         check = bound(check_amendment, options.store, PART, config)
         check()
@@ -239,7 +239,7 @@ def _batches(store: CellStore, column: str | None) -> dict[str, NDArray[np.int64
 
 
 def _write_facts(group: Any, store: CellStore, options: BuildGraphOptions, result: dict[str, Any]) -> None:
-    """What scanpy looks for, and what tells whether the graph is of these cells."""
+    """What scanpy looks for, and what tells whether the graph is of these cells and points."""
     neighbors = {
         "connectivities_key": CONNECTIVITIES,
         "distances_key": DISTANCES,
@@ -251,8 +251,10 @@ def _write_facts(group: Any, store: CellStore, options: BuildGraphOptions, resul
             "use_rep": options.use_rep or PCA_KEY,
         },
     }
+    of = made_of(store, options.use_rep)
     facts = {
-        "fingerprint": fingerprint_of(store),
+        "fingerprint": of.pop("cells"),
+        **of,
         "recall": result["recall"],
         "settings": json.dumps(options.settings()),
     }

@@ -39,6 +39,9 @@ def add_gene_set_commands(app: typer.Typer) -> None:
         null_cells: Annotated[int, typer.Option(help="Cells that the test looks at.")] = 2_000,
         p: Annotated[float, typer.Option("--p", help="A set's entropy is above chance with less than this.")] = 0.001,
         trees: Annotated[int, typer.Option(help="Trees of the random forest.")] = 500,
+        levels: Annotated[
+            int, typer.Option(help="Trees split between so many quantiles of a set's scores; 0 = between all scores.")
+        ] = 64,
         top: Annotated[int, typer.Option(help="Most important sets that go on.")] = 100,
         groups: Annotated[int, typer.Option(help="Groups of correlated sets; one set of each is chosen.")] = 30,
         seed: Annotated[int, typer.Option(help="Seed of subsample, random sets and forest.")] = 0,
@@ -56,7 +59,7 @@ def add_gene_set_commands(app: typer.Typer) -> None:
 
         options = job.SelectGeneSetsOptions(
             store, gmt, label, out, score, zeros, genes, min_genes, max_genes, top_share, bins, cells,
-            null_draws, null_sizes, null_cells, p, trees, top, groups, seed, replace, dask,
+            null_draws, null_sizes, null_cells, p, trees, levels, top, groups, seed, replace, dask,
         )  # fmt: skip
         finish(job.run(options), as_json)
 

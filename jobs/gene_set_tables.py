@@ -164,7 +164,7 @@ def _importance(
 ) -> pd.DataFrame:
     names = table.index[table["above_chance"]]
     values_s = forest_importance(
-        scores[names].to_numpy(), codes_n, options.trees, options.seed, threads_of(options.threads)
+        scores[names].to_numpy(), codes_n, options.trees, options.seed, threads_of(options.threads), options.levels
     )
     return pd.DataFrame({"importance": values_s}, index=names)
 

@@ -44,7 +44,10 @@ def map_query(
     layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
     gene_table: Annotated[Path | None, typer.Option(help="Ensembl ids and symbols.", metavar="TSV")] = None,
     consistent: Annotated[
-        bool, typer.Option(help="Labels of tied levels are decoded together, so that each lies below its parent.")
+        bool,
+        typer.Option(
+            help="Labels of tied levels are decoded together, so that each lies below its parent, if that has children."
+        ),
     ] = False,
     min_confidence: Annotated[
         float, typer.Option(help="A class of less probability is not called: its parent is, or the cell is unassigned.")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unicoord_atlas.errors import DataError
+from unicoord_atlas.loaders.fingerprints import column_fingerprints, table_fingerprint
+from unicoord_atlas.loaders.graph_store import fingerprint_of, graph_record
 from unicoord_atlas.loaders.locks import held_by_name
 from unicoord_atlas.training.checkpoint import read_json, write_json
 
@@ -42,6 +44,9 @@ def refuse_differing(place: str, before: dict[str, Any], store: CellStore, confi
     """DataError if the run.json of a place is that of another run."""
     facts = _facts(store, config)
     differs = [key for key in ("atlas", "fingerprint") if before.get(key) != facts[key]]
+    # A run of an earlier version did not note these, or not all; it goes on with those that there are.
+    noted = before.get("read", {})
+    differs += [name for name, now in facts["read"].items() if noted.get(name, now) != now]
     differs += _differing(before.get("settings", {}), facts["settings"])
     if differs:
         raise DataError(
@@ -78,7 +83,24 @@ def _facts(store: CellStore, config: RunConfig) -> dict[str, Any]:
     return {
         "atlas": Path(store.uri).name,
         "fingerprint": store.fingerprint,
+        "read": _read_of(store, config),
         "settings": config.model_dump(mode="json"),
+    }
+
+
+def _read_of(store: CellStore, config: RunConfig) -> dict[str, Any]:
+    """What a run reads beside counts, of which the same atlas may get another: cell names, columns, tables, graph."""
+    latent, data = config.latent, config.data
+    of_levels = [column.strip() for text in latent.hierarchy for column in text.rpartition(": ")[2].split(">")]
+    chosen = [data.validation_by, config.stream.balance, *(condition.partition("=")[0] for condition in data.exclude)]
+    columns = column_fingerprints(store, dict.fromkeys([*latent.discrete, *latent.continuous, *of_levels, *chosen]))
+    tables = [name.removeprefix("obsm:") for name in latent.continuous if name.startswith("obsm:")]
+    graph = graph_record(store) if config.needs_graph else None
+    return {
+        "cells": fingerprint_of(store),
+        **{f"obs/{name}": found for name, found in columns.items()},
+        **{f"obsm/{key}": table_fingerprint(store, key) for key in tables},
+        **({} if graph is None else {"graph": dict(graph)}),
     }
 
 

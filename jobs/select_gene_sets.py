@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from unicoord_atlas.columns import label_codes, label_column
 from unicoord_atlas.errors import AlreadyDone, ConfigError, UsageError
 from unicoord_atlas.gene_sets.aucell import RankWeights, Zeros, keys_of
-from unicoord_atlas.gene_sets.gmt import PresentSet, present_sets, read_gmt
+from unicoord_atlas.gene_sets.gmt import PresentSet, gmt_text, present_sets, read_gmt
 from unicoord_atlas.gene_sets.mean_z import StandardValues
 from unicoord_atlas.gene_sets.score import CellValues, Method, present_sums
 from unicoord_atlas.loaders.graph_store import fingerprint_of
@@ -70,6 +71,8 @@ class SelectGeneSetsOptions:
     null_cells: int = 2_000
     p: float = 0.001
     trees: int = 500
+    levels: int = 64
+    """Quantiles of a set's scores that trees split between; 0: they split between all scores, as the paper's do."""
     top: int = 100
     groups: int = 30
     seed: int = 0
@@ -86,6 +89,8 @@ class SelectGeneSetsOptions:
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.levels < 0 or self.levels == 1:
+            raise ConfigError(f"levels must be 0, for all scores, or 2 or more, got {self.levels}")
         for name in ("top_share", "p"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be over 0 and at most 1, got {getattr(self, name)}")
@@ -150,8 +155,10 @@ def _chosen(options: SelectGeneSetsOptions, atlas: Atlas) -> tuple[PresentSet, .
 
 
 def _addition(options: SelectGeneSetsOptions, store: CellStore, chosen: tuple[PresentSet, ...]) -> dict[str, Any]:
-    """What tells these scores from others in the store."""
-    return {**options.settings(), "cells_of": fingerprint_of(store), "sets": [s.name for s in chosen]}
+    """What tells these scores from others in the store: a set may have got other genes under its name."""
+    members = hashlib.blake2b(gmt_text(chosen, store.schema.genes).encode(), digest_size=16).hexdigest()
+    names = [s.name for s in chosen]
+    return {**options.settings(), "cells_of": fingerprint_of(store), "sets": names, "members": members}
 
 
 def _check(options: SelectGeneSetsOptions, atlas: Atlas) -> None:

@@ -198,9 +198,9 @@ def _assemble(options: TrainOptions, store: CellStore, prepared: Preparation, ac
     table: LatentTable | None = None
     stream: BatchStream = training
     if graph is not None:
-        table = latent_table(options.out, store.n_obs, model, _in_order(store, prepared, prepared.training_rows))
+        shares = partial(_in_order, store, prepared, prepared.training_rows)
+        table = latent_table(options.out, store.n_obs, model, accelerator, shares)
         stream = with_neighbors(training, store, prepared, graph, table, config)  # what it reads depends on this step
-        accelerator.wait_for_everyone()  # no rank may fill the table while another trains on it
     elif on_gpu:
         stream = DeviceFeed(training, accelerator.device)
     return Training(

@@ -82,8 +82,13 @@ class FrameColumns:
         titles, last = [*self.columns, title], [(title, values)]
         if order is None:
             return TableByColumn(StoredNames(self._table), titles, chain(((n, self[n]) for n in self.columns), last))
+        moved = self.in_order(order)
+        return TableByColumn(moved.names, titles, chain(moved.columns, last))
+
+    def in_order(self, order: NDArray[np.int64]) -> TableByColumn:
+        """The same rows in another order, to be written."""
         moved = ((name, self[name][order]) for name in self.columns)
-        return TableByColumn(read_names(self._table).take(order), titles, chain(moved, last))
+        return TableByColumn(read_names(self._table).take(order), self.columns, moved)
 
 
 @dataclass(frozen=True, slots=True)

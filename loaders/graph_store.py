@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +14,8 @@ from unicoord_atlas.errors import DataError, UsageError
 
 from . import zarr_layout as names
 from .array_reader import ArrayReader, is_sharded_blosc
-from .manifest import read_manifest, shard_checksums
+from .fingerprints import table_fingerprint
+from .manifest import files_fingerprint, read_manifest, shard_checksums
 from .zarr_store import ZarrStore
 from .zarr_writer import blosc_codec
 
@@ -40,20 +40,20 @@ _SHARD_BYTES = 1 << 24
 """Of a table, at most, before compression: a shard is in memory while it is written."""
 
 
-def cells_fingerprint(manifest: Mapping[str, Any], index: str) -> str:
-    """The same for two stores only if their counts and the names of their cells are the same, in the same order."""
-    parts = {
-        name: entry["crc32c"] for name, entry in manifest["files"].items() if name.startswith(("X/", f"obs/{index}/"))
-    }
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
 def fingerprint_of(store: CellStore) -> str:
-    """See `cells_fingerprint`; of a store."""
+    """The same for two stores only if their counts and the names of their cells are the same, in the same order."""
     if not isinstance(store, ZarrStore):
         return store.fingerprint
-    group = _open(store)
-    return cells_fingerprint(read_manifest(_files(store)), str(group["obs"].attrs["_index"]))
+    index = str(_open(store)["obs"].attrs["_index"])
+    return files_fingerprint(read_manifest(_files(store)), "X/", f"obs/{index}/")
+
+
+def made_of(store: CellStore, use_rep: str | None) -> dict[str, str]:
+    """What a graph that is made of the store now is of: its `cells`, and the `points` in obsm if they are given."""
+    found = {"cells": fingerprint_of(store)}
+    if use_rep is not None:
+        found["points"] = table_fingerprint(store, use_rep)
+    return found
 
 
 class Neighbors:
@@ -63,13 +63,15 @@ class Neighbors:
     """(n_obs + 1,), whole in memory."""
 
     def __init__(self, store: CellStore, key: str = names.DISTANCES) -> None:
-        """Open the graph of a store; DataError if it is of other cells, UsageError if there is none."""
-        made_of = _graph_made_of(store, key)
-        if made_of is None:
+        """Open the graph of a store; DataError if it is of other cells or points, UsageError if there is none."""
+        record = graph_record(store, key)
+        if record is None:
             raise UsageError(
                 f"{store.uri} has no graph of neighbours; make one with `unicoord-atlas build-graph {store.uri}`"
             )
-        if made_of != fingerprint_of(store):
+        # Graphs used to be recorded without their points; of such a one these are taken for the same.
+        now = made_of(store, record["use_rep"] if "points" in record else None)
+        if any(record[name] != value for name, value in now.items()):
             raise DataError(
                 f"{store.uri}: its graph was made of other cells or of an older state of the atlas; "
                 f"make it again with `unicoord-atlas build-graph {store.uri} --replace`"
@@ -93,14 +95,16 @@ class Neighbors:
         return indptr, indices
 
 
-def _graph_made_of(store: CellStore, key: str) -> str | None:
-    """The fingerprint of the cells that the store's graph is of; None if it has none."""
+def graph_record(store: CellStore, key: str = names.DISTANCES) -> Mapping[str, Any] | None:
+    """Settings of the store's graph, and what it was made of (see `made_of`), as JSON types; None if it has none."""
     if not isinstance(store, ZarrStore):
-        return cast("SomaStore", store).graph_made_of
+        return cast("SomaStore", store).graph_record
     group = _open(store)
     if names.GRAPH_FACTS not in group["uns"] or key not in group["obsp"]:
         return None
-    return str(group[f"uns/{names.GRAPH_FACTS}/fingerprint"][()])
+    facts = anndata.io.read_elem(group[f"uns/{names.GRAPH_FACTS}"])
+    points = {"points": str(facts["points"])} if "points" in facts else {}
+    return {**json.loads(str(facts["settings"])), "cells": str(facts["fingerprint"]), **points}
 
 
 def _graph_entries(store: CellStore, key: str) -> tuple[NDArray[np.int64], EntryReader, np.dtype[Any]]:
@@ -114,7 +118,7 @@ def _graph_entries(store: CellStore, key: str) -> tuple[NDArray[np.int64], Entry
 
 def graph_facts(store: CellStore) -> Mapping[str, Any] | None:
     """Recall of the store's graph and the settings that it was made with, as JSON; None if it has none."""
-    if _graph_made_of(store, names.CONNECTIVITIES) is None:
+    if graph_record(store, names.CONNECTIVITIES) is None:
         return None
     if not isinstance(store, ZarrStore):
         return cast("SomaStore", store).graph_facts()

@@ -76,8 +76,13 @@ def shard_checksums(manifest: Mapping[str, Any], array: str) -> Callable[[int], 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
     """The same for two stores only if their counts are the same, in the same order."""
-    counts = {name: entry["crc32c"] for name, entry in manifest["files"].items() if name.startswith("X/")}
-    return hashlib.blake2b(json.dumps(counts, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return files_fingerprint(manifest, "X/")
+
+
+def files_fingerprint(manifest: Mapping[str, Any], *folders: str) -> str:
+    """The same for two stores only if their files in these folders, named with a slash at the end, are the same."""
+    parts = {name: entry["crc32c"] for name, entry in manifest["files"].items() if name.startswith(folders)}
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def without_additions(manifest: Mapping[str, Any]) -> Mapping[str, Any]:

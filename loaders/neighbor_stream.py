@@ -66,7 +66,7 @@ class NeighborStream:
         self._stream, self._store, self._columns = stream, store, columns
         self._neighbors, self._table, self._trained, self._settings = neighbors, table, trained, settings
         self._epoch = 0
-        self._rows_read = 0
+        self._cells = self._carrying = self._rows_read = 0
         self._ages: list[float] = []
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class NeighborStream:
         return len(self._stream)
 
     def __iter__(self) -> Iterator[MiniBatch]:
-        self._rows_read, self._ages = 0, []
+        self._cells, self._carrying, self._rows_read, self._ages = 0, 0, 0, []
         for batch in self._stream:
             yield replace(batch, neighborhood=self._around(batch))
 
@@ -93,13 +93,23 @@ class NeighborStream:
         self._epoch = state["epoch"]
 
     def facts(self) -> dict[str, float]:
-        """Of the epoch so far, for the log: live neighbours read, and median age in steps of the remembered ones."""
+        """Of this rank's epoch so far, for the log.
+
+        Live neighbours read, median age in steps of the remembered ones; share of the cells that carried the term, and
+        how many live neighbours each of these had, as they came out.
+        """
         age = float(np.median(self._ages)) if self._ages else 0.0
-        return {"diffusion_rows_read": float(self._rows_read), "diffusion_median_age": age}
+        return {
+            "diffusion_rows_read": float(self._rows_read),
+            "diffusion_median_age": age,
+            "diffusion_share": self._carrying / max(self._cells, 1),
+            "diffusion_live": self._rows_read / max(self._carrying, 1),
+        }
 
     def _around(self, batch: MiniBatch) -> Neighborhood | None:
         """The neighbourhood of the cells that carry the term; None if no cell does."""
         noise = Noise(self._settings.seed, self._epoch, batch.rows_n)
+        self._cells += int((batch.weights_n > 0).sum())
         drawn_n = noise.uniform(Purpose.DIFFUSION_SHARE, 1)[:, 0] < self._settings.share
         positions = np.flatnonzero((drawn_n & (batch.weights_n > 0)).numpy())
         indptr, indices = self._neighbors.of(batch.rows_n.numpy()[positions])
@@ -112,6 +122,7 @@ class NeighborStream:
             return None
         owners = (np.cumsum(some) - 1)[owners]
         positions, counts = positions[some], counts[some]
+        self._carrying += len(positions)
         live = self._live(replace(noise, rows_n=batch.rows_n[torch.from_numpy(positions)]), owners, near)
         self._rows_read += int(live.sum())
         self._ages += [self._table.median_age(near[~live])] if not live.all() else []

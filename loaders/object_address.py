@@ -6,12 +6,9 @@ Jobs take stores as paths, and a Path keeps one of two slashes: `s3:/bucket/atla
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from unicoord_atlas.errors import UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _ADDRESS = re.compile(r"(s3|gs|az|https?):/{1,2}([^/?]+)/?([^?]*)(\?.*)?", re.DOTALL)
 
@@ -38,3 +35,8 @@ def object_address(path: str | Path) -> str | None:
 def shown(path: str | Path) -> str:
     """A path or an address as messages call it."""
     return object_address(path) or str(path)
+
+
+def from_anywhere(path: str) -> str:
+    """A path as a process that stands in another folder finds it; an address is the same everywhere."""
+    return path if object_address(path) is not None else str(Path(path).absolute())

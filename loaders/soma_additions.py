@@ -114,12 +114,14 @@ def record_additions(path: Path, additions: Mapping[str, Mapping[str, Any]], mad
     additions
         Of the atlas's manifest: `config` and `files` of each.
     made_of
-        The atlas's fingerprint, in whose place each `config` gets the experiment's.
+        The atlas's fingerprint, in whose place each `config` gets the experiment's; likewise that of a given table.
     """
     found = opened(path)
     own = found.fingerprint(found.joinids())
     for part, addition in additions.items():
         config = {key: own if value == made_of else value for key, value in addition["config"].items()}
+        if "points" in config:
+            config["points"] = found.table_fingerprint(config["use_rep"])
         elements = sorted({"/".join(name.split("/")[:2]) for name in addition["files"]})
         write_record(found.address.uri, str(found.address.measurement), part, config, elements)
 

@@ -9,12 +9,12 @@ The filter comes last, since it may hold any character; it is a value filter of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unicoord_atlas.errors import UsageError
 
-from .object_address import object_address, shown
+from .object_address import from_anywhere, object_address, shown
 
 _MARK = "__tiledb_group.tdb"
 _KEYS = ("measurement", "layer")
@@ -38,6 +38,10 @@ class SomaAddress:
     def uri(self) -> str:
         """Where the experiment is, as TileDB takes it."""
         return shown(self.path)
+
+    def from_anywhere(self) -> SomaAddress:
+        """The same as a process that stands in another folder finds it."""
+        return replace(self, path=Path(from_anywhere(str(self.path))))
 
     @classmethod
     def parse(cls, text: str) -> SomaAddress:

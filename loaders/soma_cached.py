@@ -41,7 +41,7 @@ class CachedSoma(SomaStore):
             raise DataError(f"{copy}: is no copy of {self.uri}; remove it")
 
     def __reduce__(self) -> tuple[type[SomaStore], tuple[str, ...]]:
-        return CachedSoma, (self.uri, self._copy.uri)
+        return CachedSoma, (str(self.address.from_anywhere()), self._copy.uri)
 
     def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrBlock:
         """Rows of the (b, 2) ranges start:stop, one after the other in the order given."""

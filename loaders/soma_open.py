@@ -133,6 +133,12 @@ class OpenExperiment:
         digest.update(joinids.tobytes())
         return digest.hexdigest()
 
+    def table_fingerprint(self, key: str) -> str:
+        """Of a table of obsm, likewise; the same for every table that is not there."""
+        there = key in self.measurement.get("obsm", ())
+        parts = fragments(self.measurement.obsm[key]) if there else []
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
 
 def fragments(array: Any) -> list[str]:
     """Names of the fragments of an array, each given once in the world."""

@@ -74,7 +74,7 @@ class SomaStore:
         self.indptr = np.concatenate([[0], np.cumsum(entries_n)])
 
     def __reduce__(self) -> tuple[type[SomaStore], tuple[str, ...]]:
-        return SomaStore, (self.uri,)
+        return SomaStore, (str(self.address.from_anywhere()),)
 
     @property
     def n_obs(self) -> int:
@@ -123,11 +123,18 @@ class SomaStore:
         columns = obsm_columns(self._opened, key)
         return table if columns is None else pd.DataFrame(table, columns=columns, index=self.obs([]).index)
 
+    def table_fingerprint(self, key: str) -> str:
+        """See `OpenExperiment.table_fingerprint`."""
+        return self._opened.table_fingerprint(key)
+
     @property
-    def graph_made_of(self) -> str | None:
-        """The fingerprint of the cells whose graph `build-graph` added; None if it did not."""
+    def graph_record(self) -> Mapping[str, Any] | None:
+        """See `graph_store.graph_record`."""
         addition = addition_of(self._opened, GRAPH_PART)
-        return None if addition is None else str(addition["config"]["cells"])
+        if addition is None:
+            return None
+        config: Mapping[str, Any] = addition["config"]
+        return config
 
     def graph_facts(self) -> Mapping[str, Any]:
         """What `build-graph` says of its graph."""

@@ -20,6 +20,7 @@ from . import zarr_layout as names
 from .array_reader import ArrayReader, Part, is_sharded_blosc
 from .cell_names import FrameColumns, read_frame, with_python_names
 from .manifest import fingerprint, read_manifest, require_files, shard_checksums
+from .object_address import from_anywhere
 from .plan import expand_ranges
 from .store import CsrBuffer
 from .store_files import READ_THREADS, open_files
@@ -62,7 +63,7 @@ class ZarrStore:
         self.normalization = read_normalization(facts[names.NORMALIZATION])
 
     def __reduce__(self) -> tuple[type[ZarrStore], tuple[str, ByteCache | None]]:
-        return ZarrStore, (self.uri, self._cache)
+        return ZarrStore, (from_anywhere(self.uri), self._cache)
 
     @property
     def n_obs(self) -> int:

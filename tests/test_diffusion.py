@@ -1,3 +1,6 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +8,7 @@ from stores import plain_columns, random_counts, write_store
 
 from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.config import ModelConfig
+from unicoord_atlas.jobs.diffusion import latent_table
 from unicoord_atlas.loaders.neighbor_stream import NeighborSettings, NeighborStream
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.stream import CellStream
@@ -183,6 +187,46 @@ def test_the_table_goes_on_from_its_checkpoint(tmp_path):
     for name, tensor in table.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], tensor)
     assert other.median_age(np.array([0, 1, 3])) == 5.0
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_the_log_says_what_share_carried_the_term_and_how_many_live_neighbours_it_had(store, tmp_path, share):
+    stream = _stream(store, tmp_path, share=share, live=2)
+    for _ in range(2):
+        carrying = sum(len(batch.neighborhood.carrying) for batch in stream)
+        facts = stream.facts()
+        assert facts["diffusion_share"] == carrying / NUM_CELLS
+        assert (facts["diffusion_live"], facts["diffusion_rows_read"]) == (2, 2 * carrying)
+    if share == 1:
+        assert carrying == NUM_CELLS - 1  # the last cell has no neighbours
+
+
+class Rank:
+    """What a latent table asks of an Accelerator, by a rank that is a thread."""
+
+    def __init__(self, number: int, barrier: threading.Barrier) -> None:
+        self.local_process_index, self.is_main_process, self.wait_for_everyone = number, number == 0, barrier.wait
+
+
+def test_ranks_of_a_node_make_one_table_and_fill_it_together(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    model, barrier, shares = _model(), threading.Barrier(2, timeout=60), []
+
+    def batches(share):
+        shares.append((share.rank, share.world_size))
+        return CellStream(store, plain_columns(store), batch_size=8, order="stored", partition=share)
+
+    with ThreadPoolExecutor(2) as pool:
+        tables = list(
+            pool.map(lambda number: latent_table(tmp_path, NUM_CELLS, model, Rank(number, barrier), batches), range(2))
+        )
+    assert sorted(shares) == [(0, 2), (1, 2)]
+    alone = LatentTable(tmp_path / "alone", NUM_CELLS, slice(1, 3))
+    fill_table(alone, model, CellStream(store, plain_columns(store), batch_size=8, order="stored"), torch.device("cpu"))
+    assert (alone.state_dict()["variance"] > 0).all()
+    for table in tables:
+        for name in ("mean", "variance"):
+            torch.testing.assert_close(table.state_dict()[name], alone.state_dict()[name], rtol=2e-3, atol=1e-3)
 
 
 def test_no_neighbours_no_term(store, tmp_path):

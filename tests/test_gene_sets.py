@@ -23,6 +23,7 @@ from unicoord_atlas.gene_sets.selection import (
     first_by,
     forest_importance,
     highest_of_groups,
+    levels,
     stratified_rows,
 )
 from unicoord_atlas.loaders import score_pass
@@ -89,6 +90,15 @@ def test_weights_do_not_depend_on_the_type_of_counts(dtype):
     expected = RankWeights(np.ones(80, np.bool_), 0.5).values(block_of(counts), None, None)
     given = RankWeights(np.ones(80, np.bool_), 0.5).values(block_of(counts.astype(dtype)), None, None)
     np.testing.assert_array_equal(given.toarray(), expected.toarray())
+
+
+def test_near_values_have_their_order_whatever_else_is_in_the_block():
+    """4,096 less either of the first two is the same float32."""
+    near = [1, np.nextafter(np.float32(1), np.float32(2)), 2]
+    ranks = RankWeights(np.ones(3, np.bool_), 1.0)
+    for rows in ([near], [near, [4096, 1, 2]]):
+        weights = ranks.values(block_of(np.array(rows, np.float32)), None, None).toarray()
+        assert weights[0].tolist() == [0, 1, 2]
 
 
 def test_genes_that_do_not_count_take_no_rank():
@@ -215,14 +225,33 @@ def test_forest_in_parts_ranks_sets_as_one_forest_does():
     np.testing.assert_array_equal(found, forest_importance(scores, types, 60, 0, 2))
 
 
-def test_forest_sees_no_more_than_the_order_of_scores():
+def test_levels_are_few_and_keep_the_order_of_scores():
+    scores = np.random.default_rng(1).normal(size=(2_000, 3)).astype(np.float32)
+    scores[:, 1] = np.maximum(scores[:, 1], 0)  # half of them the same
+    scores[:, 2] = 1
+    found = levels(scores, 64)
+    assert [len(np.unique(column)) for column in found.T[[0, 2]]] == [64, 1]
+    assert 30 < len(np.unique(found[:, 1])) < 40
+    for score_n, level_n in zip(scores.T, found.T, strict=True):
+        assert (np.diff(level_n[np.argsort(score_n)]) >= 0).all()
+        assert len(np.unique(level_n[score_n == score_n.min()])) == 1
+    assert np.bincount(found[:, 0].astype(int)).tolist() == pytest.approx([2_000 / 64] * 64, abs=1)
+
+
+def test_forest_without_levels_splits_between_all_scores():
     rng = np.random.default_rng(1)
-    types = rng.integers(0, 3, 2_000)
-    scores = np.maximum(rng.normal(size=(2_000, 4)), 0).astype(np.float32)  # half of them the same
+    types = rng.integers(0, 3, 400)
+    scores = rng.normal(size=(400, 4)).astype(np.float32)
     scores[:, 2] += types
-    found = forest_importance(scores, types, 16, 0, 2)
-    np.testing.assert_array_equal(found, forest_importance(scores * 8, types, 16, 0, 2))
-    assert found.argmax() == 2
+    found = forest_importance(scores, types, 12, 3, 1, num_levels=0)
+    expected = np.zeros(4)
+    for first, trees in ((0, 8), (8, 4)):
+        drawn = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([3, first])))
+        expected += trees * RandomForestClassifier(trees, random_state=drawn).fit(scores, types).feature_importances_
+    np.testing.assert_allclose(found, expected / 12, rtol=1e-12)
+    of_levels = forest_importance(scores, types, 12, 3, 1)
+    assert (found != of_levels).any()
+    np.testing.assert_array_equal(of_levels, forest_importance(levels(scores, 64), types, 12, 3, 1, num_levels=0))
 
 
 def test_p_values_come_from_random_sets_of_the_size():

@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import re
 import shutil
 from functools import partial
@@ -60,6 +61,19 @@ def log_normalized(store):
 
 def build(path, **options):
     return build_graph.run(BuildGraphOptions(path, **{**SMALL, **options}))
+
+
+def give_table(path, table, replace=False):
+    """Add obsm/X_given to a store, as a job does; its sum tells it from another."""
+    config = {"sum": float(np.asarray(table).sum())}
+    with amend_store.amended_store(path, "given", config, replace) as partial:
+        group = zarr.open_group(partial / amend_store.ADDITIONS, mode="w", zarr_format=3)
+        with anndata.settings.override(auto_shard_zarr_v3=False):
+            anndata.io.write_elem(group.require_group("obsm"), "X_given", table)
+
+
+def points_of_cells(seed=0):
+    return np.random.default_rng(seed).normal(size=(CELLS, 4)).astype(np.float32)
 
 
 def graph_bytes(path):
@@ -399,6 +413,30 @@ def test_a_table_that_is_not_there_is_refused(fresh):
     with pytest.raises(UsageError, match="obsm has no 'X_umap'"):
         build(fresh, use_rep="X_umap", replace=True)
     assert graph_bytes(fresh) == before
+
+
+def test_a_graph_of_a_table_that_was_replaced_is_no_graph(fresh):
+    give_table(fresh, points_of_cells())
+    build(fresh, use_rep="X_given")
+    assert build(fresh, use_rep="X_given")["already_done"]
+    before = Neighbors(open_store(fresh)).of(np.arange(CELLS))[1]
+    give_table(fresh, points_of_cells(seed=1), replace=True)
+    with pytest.raises(DataError, match="of an older state of the atlas; make it again"):
+        Neighbors(open_store(fresh))
+    with pytest.raises(DataError, match=r"another graph \(points differ\); say --replace"):
+        build(fresh, use_rep="X_given")
+    build(fresh, use_rep="X_given", replace=True)
+    assert not np.array_equal(Neighbors(open_store(fresh)).of(np.arange(CELLS))[1], before)
+    check.run(fresh)
+
+
+def test_what_goes_to_a_cluster_is_found_from_any_folder(plain, tmp_path, monkeypatch):
+    """A worker of a scheduler's address may stand elsewhere than who gave a relative path."""
+    monkeypatch.chdir(plain.parent)
+    sent = pickle.dumps(open_store(plain.name))
+    assert amend_store._work_folder(Path(plain.name), "graph") == plain.parent / ".atlas.zarr.graph.partial"
+    monkeypatch.chdir(tmp_path)
+    assert pickle.loads(sent).n_obs == CELLS
 
 
 def test_addition_leaves_the_store_what_it_was(plain, graphed):

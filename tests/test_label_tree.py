@@ -91,6 +91,39 @@ def test_ontology_knows_ids_labels_and_synonyms(tmp_path):
         tree.find("gone", "t")
 
 
+def test_ontology_as_a_graph_of_nodes_and_edges_is_a_tree_of_its_classes(tmp_path):
+    def at(term: str) -> str:
+        return f"http://purl.obolibrary.org/obo/{term}"
+
+    synonyms = [{"pred": "hasExactSynonym", "val": "B lymphocyte"}, {"pred": "hasBroadSynonym", "val": "white cell"}]
+    nodes = [
+        {"id": at("CL_0000000"), "lbl": "cell", "type": "CLASS"},
+        {"id": at("CL_0000542"), "lbl": "lymphocyte", "type": "CLASS"},
+        {"id": at("CL_0000236"), "lbl": "B cell", "type": "CLASS", "meta": {"synonyms": synonyms}},
+        {"id": at("CL_0000001"), "lbl": "gone", "type": "CLASS", "meta": {"deprecated": True}},
+        {"id": at("BFO_0000050"), "lbl": "part of", "type": "PROPERTY"},
+        {"id": at("CARO_0000013")},
+    ]
+    edges = [
+        {"sub": at("CL_0000236"), "pred": "is_a", "obj": at("CL_0000542")},
+        {"sub": at("CL_0000236"), "pred": at("BFO_0000050"), "obj": at("CL_0000000")},
+        {"sub": at("CL_0000542"), "pred": "is_a", "obj": at("CL_0000000")},
+        {"sub": at("CL_0000000"), "pred": "is_a", "obj": at("CARO_0000013")},
+    ]
+    file = tmp_path / "cl.json"
+    file.write_text(json.dumps({"graphs": [{"nodes": nodes, "edges": edges}]}))
+    tree = read_tree(file)
+    assert tree.parents == {"CL:0000000": (), "CL:0000542": ("CL:0000000",), "CL:0000236": ("CL:0000542",)}
+    assert [tree.find(name, "t") for name in ("CL:0000236", "b cell", "B lymphocyte")] == ["CL:0000236"] * 3
+    assert tree.title_of["CL:0000236"] == "B cell"
+    with pytest.raises(DataError, match="'white cell' of 't' is not in the tree"):
+        tree.find("white cell", "t")
+    for wrong in ([1], [{"nodes": [{"lbl": "cell"}]}], 1):
+        file.write_text(json.dumps({"graphs": wrong}))
+        with pytest.raises(DataError, match=r"cl\.json: .* is it the Cell Ontology"):
+            read_tree(file)
+
+
 def test_cell_ontology_ties_blood_cells(shared_data):
     tree = read_tree(next((shared_data / "cell_ontology").glob("*.zst")))
     labels = pd.Series(["CL:0000236", "CD4-positive, alpha-beta T cell", "CD8-positive, alpha-beta T cell", "monocyte"])
@@ -171,6 +204,16 @@ def test_consistent_codes_are_the_most_probable_choice_in_which_all_agree():
     np.testing.assert_array_equal(codes["other"], probabilities["other"].argmax(axis=1))
     with pytest.raises(ConfigError, match="'fine' is tied to 'mid' and 'top'"):
         consistent_codes(probabilities, [TIES[0], Tie(parent="top", child="fine", parents=((0,),) * 4)])
+
+
+def test_a_parent_without_children_can_be_predicted():
+    """Its cells keep the type that looks best by itself."""
+    tie = Tie(parent="organ", child="type", parents=((0,), (0,)))  # no type belongs to organ 1
+    types = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+    organs = np.array([[0.1, 0.9], [0.8, 0.2]], np.float32)
+    codes = consistent_codes({"type": types, "organ": organs}, [tie])
+    assert codes["organ"].tolist() == [1, 0]
+    assert codes["type"].tolist() == [0, 1]
 
 
 def test_hierarchical_f1_and_agreement_by_hand():

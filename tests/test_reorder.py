@@ -1,11 +1,12 @@
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
 from stores import write_store
-from test_graph import build, clustered_counts, store_of
+from test_graph import build, clustered_counts, give_table, points_of_cells, store_of
 
-from unicoord_atlas.errors import UsageError
+from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.jobs import check, reorder
 from unicoord_atlas.jobs.reorder import ORIGINAL_ROW, ReorderOptions
 from unicoord_atlas.loaders.graph_store import Neighbors
@@ -55,16 +56,76 @@ def test_neighbours_lie_closer_and_the_graph_is_known_as_this_atlas_s_own(atlas,
 
 def test_reorder_again_finds_it_finished_and_goes_on_between_its_two_parts(atlas, tmp_path, monkeypatch):
     out = tmp_path / "near.zarr"
-
-    def killed(*args):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(reorder, "_write_graph", killed)
         reorder.run(ReorderOptions(atlas, out))
     assert reorder.run(ReorderOptions(atlas, out))["already_done"] is False
     assert reorder.run(ReorderOptions(atlas, out))["already_done"] is True
     assert len(Neighbors(open_store(out)).indptr) == 301
+
+
+def killed(*args):
+    raise KeyboardInterrupt
+
+
+def assert_same_cells(atlas, near):
+    """The new atlas is the old one under the permutation that it names: counts and graph."""
+    old, new = anndata.read_zarr(atlas), anndata.read_zarr(near)
+    order = new.obs[ORIGINAL_ROW].to_numpy()
+    assert list(new.obs_names) == list(old.obs_names[order])
+    np.testing.assert_array_equal(new.X.toarray(), old.X.toarray()[order])
+    for key in ("distances", "connectivities"):
+        assert (new.obsp[key] != old.obsp[key][order][:, order]).nnz == 0
+    return old, new, order
+
+
+def test_cells_in_the_order_of_a_graph_that_was_replaced_do_not_get_the_new_one(atlas, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reorder, "_write_graph", killed)
+        reorder.run(ReorderOptions(atlas, tmp_path / "near.zarr"))
+    build(atlas, num_pcs=4, replace=True)
+    with pytest.raises(DataError, match=r"near\.zarr exists, made from other config; remove it or choose another"):
+        reorder.run(ReorderOptions(atlas, tmp_path / "near.zarr"))
+    assert "distances" not in anndata.read_zarr(tmp_path / "near.zarr").obsp
+    reorder.run(ReorderOptions(atlas, tmp_path / "other.zarr"))
+    assert_same_cells(atlas, tmp_path / "other.zarr")
+
+
+@pytest.mark.parametrize("last", ["finish_store", "_write_graph"])
+def test_a_killed_reorder_goes_on_in_the_order_that_it_began(atlas, tmp_path, monkeypatch, last):
+    """Even where the points are sorted otherwise, as another machine may sort equal ones."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reorder, last, killed)
+        reorder.run(ReorderOptions(atlas, tmp_path / "near.zarr"))
+    monkeypatch.setattr(reorder, "_order", lambda *args: np.arange(300)[::-1])
+    assert reorder.run(ReorderOptions(atlas, tmp_path / "near.zarr"))["already_done"] is False
+    _, _, order = assert_same_cells(atlas, tmp_path / "near.zarr")
+    assert order.tolist() != list(range(300))[::-1]
+    check.run(tmp_path / "near.zarr")
+
+
+def test_an_atlas_that_got_another_graph_since_it_was_put_in_order_is_finished(atlas, tmp_path):
+    reorder.run(ReorderOptions(atlas, tmp_path / "near.zarr"))
+    build(tmp_path / "near.zarr", k=4, replace=True)
+    assert reorder.run(ReorderOptions(atlas, tmp_path / "near.zarr"))["already_done"]
+    assert np.diff(Neighbors(open_store(tmp_path / "near.zarr")).indptr).tolist() == [4] * 300
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_table_that_the_graph_was_made_of_comes_along(tmp_path, named):
+    atlas, near = store_of(tmp_path / "atlas.zarr", clustered_counts()), tmp_path / "near.zarr"
+    points = points_of_cells()
+    table = pd.DataFrame(points, [f"one:cell-{i}" for i in range(300)], list("abcd")) if named else points
+    give_table(atlas, table)
+    build(atlas, use_rep="X_given")
+    reorder.run(ReorderOptions(atlas, near))
+    _, new, order = assert_same_cells(atlas, near)
+    np.testing.assert_array_equal(np.asarray(new.obsm["X_given"]), points[order])
+    assert new.uns["neighbors"]["params"]["use_rep"] in new.obsm  # where sc.tl.umap looks
+    assert len(Neighbors(open_store(near)).indptr) == 301
+    assert build(near, use_rep="X_given")["already_done"]
+    assert reorder.run(ReorderOptions(atlas, near))["already_done"]
+    check.run(near)
 
 
 def test_an_atlas_without_a_graph_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -7,9 +8,20 @@ import pandas as pd
 import pytest
 
 from unicoord_atlas.config import RunConfig
-from unicoord_atlas.errors import ConfigError, DataError, UsageError
-from unicoord_atlas.jobs import activities, check, export_reference, gene_set_tables, ingest, map_query, train
+from unicoord_atlas.errors import AlreadyDone, ConfigError, DataError, UsageError
+from unicoord_atlas.jobs import (
+    activities,
+    build_graph,
+    check,
+    export_reference,
+    gene_set_tables,
+    ingest,
+    map_query,
+    reorder,
+    train,
+)
 from unicoord_atlas.jobs.select_gene_sets import SelectGeneSetsOptions, run
+from unicoord_atlas.loaders.graph_store import Neighbors, fingerprint_of
 from unicoord_atlas.loaders.store import open_store
 
 NUM_CELLS, NUM_GENES, WIDTH = 360, 400, 20
@@ -128,6 +140,65 @@ def test_other_settings_need_replace(made, fresh, tmp_path):
     check.run(fresh)
 
 
+def test_sets_that_got_other_genes_under_their_names_need_replace(made, fresh, tmp_path):
+    run(options(fresh, made))
+    lines = (made / "sets.gmt").read_text().splitlines()
+    (tmp_path / "sets.gmt").write_text("\n".join(line.rpartition("\t")[0] for line in lines) + "\n")  # one gene less
+    changed = replace(options(fresh, made, out=tmp_path / "other"), gmt=tmp_path / "sets.gmt")
+    with pytest.raises(DataError, match=r"has another gene_sets \((sets, )?members differ\); say --replace"):
+        run(changed)
+    titles = run(replace(changed, replace=True))["sets"]
+    assert list(open_store(fresh).obsm("X_gene_sets").columns) == titles
+    assert run(changed)["already_done"]
+
+
+def test_trees_may_split_between_all_scores(made, fresh, tmp_path):
+    run(options(fresh, made))
+    run(options(fresh, made, levels=0, out=tmp_path / "all", replace=True))
+    of_levels, of_all = (
+        pd.read_parquet(folder / "importance.parquet")["importance"]
+        for folder in (fresh.parent / "atlas.gene-sets", tmp_path / "all")
+    )
+    assert of_levels.index.equals(of_all.index)
+    assert not np.array_equal(of_levels, of_all)
+
+
+def test_a_selection_that_does_not_say_its_levels_is_refused_in_a_line(made, fresh):
+    run(options(fresh, made))
+    path = fresh.parent / "atlas.gene-sets" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["config"]["levels"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"atlas\.gene-sets exists, made from other config"):
+        run(options(fresh, made))
+
+
+def test_activities_of_scores_that_were_replaced_are_others(made, fresh, tmp_path):
+    run(options(fresh, made))
+    asked = activities.ActivitiesOptions(fresh, "cell_type", tmp_path / "active")
+    activities.run(asked)
+    with pytest.raises(AlreadyDone):
+        activities.run(asked)
+    run(options(fresh, made, score="mean_z", out=tmp_path / "other", replace=True))
+    with pytest.raises(DataError, match="active exists, made from other config"):
+        activities.run(asked)
+
+
+def test_scores_that_a_graph_was_made_of_are_put_in_order_with_it(made, fresh, tmp_path):
+    run(options(fresh, made))
+    build_graph.run(build_graph.BuildGraphOptions(fresh, k=5, use_rep="X_gene_sets"))
+    reorder.run(reorder.ReorderOptions(fresh, tmp_path / "near.zarr"))
+    old, new = anndata.read_zarr(fresh), anndata.read_zarr(tmp_path / "near.zarr")
+    order = new.obs[reorder.ORIGINAL_ROW].to_numpy()
+    pd.testing.assert_frame_equal(new.obsm["X_gene_sets"], old.obsm["X_gene_sets"].iloc[order])
+    near = open_store(tmp_path / "near.zarr")
+    assert new.uns["unicoord_gene_sets"]["fingerprint"] == fingerprint_of(near)
+    assert list(new.uns["unicoord_gene_sets"]["titles"]) == list(old.obsm["X_gene_sets"].columns)
+    assert len(Neighbors(near).indptr) == NUM_CELLS + 1
+    check.run(tmp_path / "near.zarr")
+    run(options(tmp_path / "near.zarr", made, score="mean_z", replace=True))  # is known as what it is
+
+
 def test_mean_z_and_random_zeros_are_chosen_by_name(made, fresh, tmp_path):
     for number, changes in enumerate(({"score": "mean_z"}, {"zeros": "random"})):
         run(options(fresh, made, out=tmp_path / str(number), replace=True, **changes))
@@ -141,6 +212,7 @@ def test_mean_z_and_random_zeros_are_chosen_by_name(made, fresh, tmp_path):
         ({"min_genes": 30, "max_genes": 20}, ConfigError, "min_genes = 30"),
         ({"score": "ssgsea"}, ConfigError, "score 'ssgsea' is unknown; it can be aucell or mean_z"),
         ({"p": 0.0}, ConfigError, "p must be over 0"),
+        ({"levels": 1}, ConfigError, "levels must be 0, for all scores, or 2 or more, got 1"),
         ({"min_genes": 300}, DataError, "none of its 14 sets has 300 to 500"),
         ({"p": 1e-6}, DataError, r"no set's entropy is above .* p < 1e-06 \(the least p is 0.005\)"),
     ],

@@ -1,5 +1,6 @@
 """Graphs and scores that jobs add to a SOMA Experiment, against those of the Zarr atlas of the same cells."""
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from cells import counts_of_types
+from test_graph import give_table
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import DataError, UsageError
@@ -17,6 +19,7 @@ from unicoord_atlas.jobs.select_gene_sets import SelectGeneSetsOptions
 from unicoord_atlas.jobs.select_gene_sets import run as select
 from unicoord_atlas.loaders import soma_additions
 from unicoord_atlas.loaders.graph_store import Neighbors
+from unicoord_atlas.loaders.soma_written import write_obsm
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.training.metrics import read_metrics
 
@@ -101,6 +104,40 @@ def test_another_graph_takes_the_place_of_one_only_when_told(soma):
     graph(soma, k=4, replace=True)
     assert np.diff(Neighbors(open_store(soma)).indptr).tolist() == [4] * NUM_CELLS
     assert as_anndata(soma).uns["neighbors"]["params"]["n_neighbors"] == 5
+
+
+@pytest.fixture
+def points():
+    return np.random.default_rng(0).normal(size=(NUM_CELLS, 4)).astype(np.float32)
+
+
+def test_a_graph_of_a_table_that_was_written_anew_is_no_graph(soma, points):
+    write_obsm(open_store(soma), "X_given", points)
+    graph(soma, use_rep="X_given")
+    assert graph(soma, use_rep="X_given")["already_done"]
+    assert len(Neighbors(open_store(soma)).indptr) == NUM_CELLS + 1
+    soma_additions._take_out(str(soma), "RNA", "obsm/X_given")
+    write_obsm(open_store(soma), "X_given", points[::-1].copy())
+    with pytest.raises(DataError, match="of an older state of the atlas"):
+        Neighbors(open_store(soma))
+    with pytest.raises(DataError, match=r"another graph \(points differ\)"):
+        graph(soma, use_rep="X_given")
+
+
+def test_a_graph_of_a_given_table_comes_along_when_an_atlas_is_converted(made, tmp_path, points):
+    atlas, copy = shutil.copytree(made / "atlas.zarr", tmp_path / "atlas.zarr"), tmp_path / "given.soma"
+    give_table(atlas, points)
+    graph(atlas, use_rep="X_given")
+    convert.run(convert.ConvertOptions(atlas, copy))
+    assert_same_graph(open_store(copy), open_store(atlas))
+    assert graph(copy, use_rep="X_given")["already_done"]
+
+
+def test_an_experiment_that_goes_to_a_cluster_is_found_from_any_folder(soma, monkeypatch):
+    monkeypatch.chdir(soma.parent)
+    sent = pickle.dumps(open_store(Path(f"{soma.name}?{LUNG}")))
+    monkeypatch.chdir("/")
+    assert pickle.loads(sent).n_obs == NUM_CELLS // 2
 
 
 def test_a_graph_of_some_cells_is_no_graph_of_others(made, soma, tmp_path):

@@ -133,7 +133,7 @@ def annotated(
     measured_g
         Which genes the cells' source measured: see `ReferenceModel.annotate`.
     consistent
-        Labels of tied levels are decoded together, so that each lies below its parent.
+        Labels of tied levels are decoded together, so that each lies below its parent, if that has children.
 
     Returns
     -------

@@ -1,7 +1,8 @@
-"""Trees of labels from files: who is whose parent, in two forms.
+"""Trees of labels from files: who is whose parent, in three forms.
 
 A CSV with the columns `father` and `child` (uHAF's form; an empty father makes a root), or the Cell Ontology as JSON,
-perhaps zstd-compressed, whose terms have ids, labels and synonyms.  A child may have several parents.
+perhaps zstd-compressed, whose terms have ids, labels and synonyms: CELLxGENE's, where a term names its ancestors, or
+OBO Foundry's cl.json, a graph of nodes and edges.  A child may have several parents.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class LabelTree:
 
 
 def read_tree(path: Path) -> LabelTree:
-    """Read either form; DataError names the file, the line or the term."""
+    """Read any of the forms; DataError names the file, the line or the term."""
     try:
         raw = path.read_bytes()
         if raw.startswith(_ZSTD):
@@ -158,7 +159,8 @@ def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[dict[str, str]]:
 
 def _ontology(text: str, path: Path) -> LabelTree:
     try:
-        terms: dict[str, dict[str, Any]] = json.loads(text)
+        found: Any = json.loads(text)
+        terms: dict[str, dict[str, Any]] = _terms_of_graphs(found["graphs"]) if "graphs" in found else found
         kept = {term: facts for term, facts in terms.items() if not facts.get("deprecated", False)}
         parents = {
             term: tuple(above for above, distance in facts["ancestors"].items() if distance == 1)
@@ -168,6 +170,25 @@ def _ontology(text: str, path: Path) -> LabelTree:
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: a term has no label or ancestors ({error}); is it the Cell Ontology?") from error
     return _tree(path, parents, names, {term: facts["label"] for term, facts in kept.items()})
+
+
+def _terms_of_graphs(graphs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """OBO Foundry's nodes and edges in the other form: its .../CL_0000236 is CL:0000236; classes in use are kept."""
+    terms: dict[str, dict[str, Any]] = {}
+    for node in (node for graph in graphs for node in graph.get("nodes", ())):
+        facts = node.get("meta", {})
+        if "lbl" in node and node.get("type", "CLASS") == "CLASS" and not facts.get("deprecated", False):
+            synonyms = [known["val"] for known in facts.get("synonyms", ()) if known["pred"] == "hasExactSynonym"]
+            terms[_term(node["id"])] = {"label": node["lbl"], "ancestors": {}, "synonyms": synonyms}
+    for edge in (edge for graph in graphs for edge in graph.get("edges", ())):
+        child, parent = _term(edge["sub"]), _term(edge["obj"])
+        if edge["pred"] == "is_a" and child in terms and parent in terms:
+            terms[child]["ancestors"][parent] = 1
+    return terms
+
+
+def _term(address: str) -> str:
+    return address.rpartition("/")[2].replace("_", ":", 1)
 
 
 def _tree(

@@ -54,7 +54,8 @@ def consistent_codes(
     """(n,) code of each level: of all choices in which each child lies below its parent, the most probable one.
 
     Levels that are not tied keep their arg-max.  From the finest level upwards, a category's best is its own
-    log-probability plus those of the best allowed categories below; then the choice is read off from the top.
+    log-probability plus those of the best allowed categories below; then the choice is read off from the top.  A
+    category that no child belongs to leaves the level below its arg-max: it would be out of reach otherwise.
 
     Raises
     ------
@@ -71,16 +72,23 @@ def consistent_codes(
     in_order = finest_first(ties)
     choice: dict[str, NDArray[np.intp]] = {}
     for tie in in_order:
-        allowed = tie.allowed_kp(best[tie.parent].shape[1])
+        allowed = _choices(tie, best[tie.parent].shape[1])
         below_np = np.stack([np.where(column, best[tie.child], -np.inf).max(axis=1) for column in allowed.T], axis=1)
         best[tie.parent] = best[tie.parent] + below_np
     for name in probabilities:
         if name not in above:
             choice[name] = best[name].argmax(axis=1)
     for tie in reversed(in_order):
-        allowed = tie.allowed_kp(best[tie.parent].shape[1])
+        allowed = _choices(tie, best[tie.parent].shape[1])
         choice[tie.child] = np.where(allowed.T[choice[tie.parent]], best[tie.child], -np.inf).argmax(axis=1)
     return {name: choice[name] for name in probabilities}
+
+
+def _choices(tie: Tie, num_parents: int) -> NDArray[np.bool_]:
+    """(k, p) which children may be chosen with a parent: those below it; any, where none is."""
+    allowed_kp = tie.allowed_kp(num_parents)
+    choices_kp: NDArray[np.bool_] = allowed_kp | ~allowed_kp.any(axis=0)
+    return choices_kp
 
 
 def agreement(child_codes: NDArray[np.integer], parent_codes: NDArray[np.integer], tie: Tie) -> float:

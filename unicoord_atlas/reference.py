@@ -242,7 +242,7 @@ class ReferenceModel:
         rule
             When a prediction becomes a call; the default rule if None.
         consistent
-            Labels of tied levels are decoded together, so that each lies below its parent.
+            Labels of tied levels are decoded together, so that each lies below its parent, if that has children.
         min_coverage
             Share of the reference's mean profile that the cells' genes must carry: DataError if it is less.
 

@@ -110,7 +110,10 @@ def tie_weights(indptr: NDArray[np.int64], data: NDArray[np.number], rank: int) 
         return np.zeros(0, np.float32)
     num_rows = len(indptr) - 1
     row_z = np.repeat(np.arange(num_rows, dtype=np.uint16 if num_rows < 1 << 16 else np.int64), np.diff(indptr))
-    order = np.argsort(data.max() - data, kind="stable")  # of 16 bits and fewer, numpy sorts these by radix
+    # Integers of 16 bits and fewer are sorted by radix.  A float is negated: its distance from the largest of the block
+    # is rounded, and with that the order of near values would depend on the block.
+    falling = -data if data.dtype.kind == "f" else data.max() - data
+    order = np.argsort(falling, kind="stable")
     order = order[np.argsort(row_z[order], kind="stable")]
     row_z, data = row_z[order], data[order]
     first = np.concatenate([[True], (row_z[1:] != row_z[:-1]) | (data[1:] != data[:-1])])

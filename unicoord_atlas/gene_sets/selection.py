@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _TREES_TOGETHER = 8
-_LEVELS = 64
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,24 @@ def stratified_rows(codes_n: NDArray[np.integer], size: int, seed: int) -> NDArr
 
 
 def forest_importance(
-    scores_ns: NDArray[np.float32], codes_n: NDArray[np.integer], num_trees: int, seed: int, threads: int
+    scores_ns: NDArray[np.float32],
+    codes_n: NDArray[np.integer],
+    num_trees: int,
+    seed: int,
+    threads: int,
+    num_levels: int = 64,
 ) -> NDArray[np.float64]:
     """(s,) importance of each set to a random forest that tells the types; sums to 1.
 
     A tree has a number for each type in each node, and grows with the cells: all of 50,000 cells and 100 types would
-    take tens of GiB.  So they are grown a few at a time, and only their importance is kept.  A split is looked for
-    between 64 quantiles of a set's scores, as histogram-based trees do: with 100 types that takes half of the
-    time of looking between all scores, and changes importances no more than another seed does.
+    take tens of GiB.  So they are grown a few at a time, and only their importance is kept.
+
+    Parameters
+    ----------
+    num_levels
+        A split is looked for between so many quantiles of a set's scores, as histogram-based trees do: with 100 types
+        64 take half of the time of looking between all scores, and change importances no more than another seed does.
+        0: between all scores, as in the paper.
 
     Raises
     ------
@@ -87,7 +96,8 @@ def forest_importance(
         raise ConfigError(
             "the random forest needs scikit-learn, which is not installed: pip install 'unicoord-atlas[gene-sets]'"
         ) from None
-    importance_s, levels_ns = np.zeros(scores_ns.shape[1]), _levels(scores_ns)
+    importance_s = np.zeros(scores_ns.shape[1])
+    levels_ns = levels(scores_ns, num_levels) if num_levels else scores_ns
     for first in range(0, num_trees, _TREES_TOGETHER):
         trees = min(_TREES_TOGETHER, num_trees - first)
         grove = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, first])))
@@ -96,11 +106,11 @@ def forest_importance(
     return importance_s / num_trees
 
 
-def _levels(scores_ns: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, s) in which of the quantiles of its set each score lies."""
+def levels(scores_ns: NDArray[np.float32], num_levels: int) -> NDArray[np.float32]:
+    """(n, s) in which of so many quantiles of its set each score lies, from 0."""
     levels_ns = np.empty_like(scores_ns)
     for number, scores_n in enumerate(scores_ns.T):
-        bounds = np.unique(np.quantile(scores_n, np.linspace(0, 1, _LEVELS + 1)[1:-1]))
+        bounds = np.unique(np.quantile(scores_n, np.linspace(0, 1, num_levels + 1)[1:-1]))
         levels_ns[:, number] = np.searchsorted(bounds, scores_n, side="right")
     return levels_ns
 
