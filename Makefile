@@ -3,7 +3,7 @@
 PYTHON ?= python3
 INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
-.PHONY: demo test test-slow lint format docs clean
+.PHONY: demo test test-slow lint format docs audit clean
 .NOTPARALLEL:
 
 demo: .venv/demo.stamp
@@ -28,6 +28,10 @@ docs: .venv/docs.stamp
 	.venv/bin/sphinx-build -W --keep-going -q -b html docs build/docs
 	@echo build/docs/index.html
 
+# Known vulnerabilities of the pinned versions; asks PyPI.
+audit: .venv/bin/pip-audit
+	.venv/bin/pip-audit --no-deps --disable-pip -r constraints.txt
+
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find unicoord_atlas loaders jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -39,6 +43,9 @@ clean:
 .venv/%.stamp: pyproject.toml constraints.txt | .venv/bin/pip
 	$(INSTALL) -e '.[$(EXTRAS)]'
 	touch $@
+
+.venv/bin/pip-audit: | .venv/bin/pip
+	$(INSTALL) pip-audit
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

@@ -38,7 +38,7 @@ class DataConfig(_Section):
     genes: str = Field("all", description="all | highly_variable | FILE (one gene a line)")
     num_highly_variable: Size = 4000
     max_cells: Count = Field(0, description="0 = all; 50000 = the paper's hECA run: a seeded random sample")
-    min_cells: Count = Field(20, description="classes with fewer labelled training cells are folded into 'other'")
+    min_cells: Count = Field(20, description="* classes with fewer labelled training cells are folded into 'other'")
     validation_fraction: Share = Field(0.1, description="by a seeded hash of obs_names; stored in the run")
     validation_by: str = Field("", description="an obs column: whole values (donors) are held out")
     exclude: tuple[str, ...] = Field(
@@ -153,7 +153,7 @@ class TrainConfig(_Section):
         "auto", description="auto = bf16 where the hardware multiplies it faster"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    early_stopping_patience: Count = Field(10, description="epochs without a better validation loss; 0 = off")
+    early_stopping_patience: Count = Field(10, description="* epochs without a better validation loss; 0 = off")
     checkpoint_every_steps: Size = 500
     checkpoint_every_minutes: Annotated[float, Field(gt=0)] = 2.0
     trackers: tuple[str, ...] = Field(("tensorboard",), description='beside metrics.jsonl: ["wandb"], ["mlflow"], ...')
