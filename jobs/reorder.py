@@ -20,7 +20,7 @@ from unicoord_atlas.loaders.graph_store import Neighbors, fingerprint_of, write_
 from unicoord_atlas.loaders.manifest import read_manifest
 from unicoord_atlas.loaders.reorder import reordered_layout, write_reordered
 from unicoord_atlas.loaders.store import open_store
-from unicoord_atlas.loaders.store_files import LocalFiles
+from unicoord_atlas.loaders.store_files import LocalFiles, open_zarr
 from unicoord_atlas.loaders.zarr_layout import CONNECTIVITIES, DISTANCES, GRAPH_FACTS
 from unicoord_atlas.loaders.zarr_store import ZarrStore, require_zarr
 from unicoord_atlas.loaders.zarr_tables import finish_store
@@ -97,9 +97,8 @@ def _write_cells(store: ZarrStore, order: NDArray[np.int64], options: ReorderOpt
             with tqdm(total=store.n_obs, desc="reorder", unit=" cells", unit_scale=True, disable=None) as bar:
                 write_reordered(partial, layout, store, order, threads, bar.update)
             give_back_freed_memory()
-            obs = FrameColumns(store.group["obs"]).with_column(ORIGINAL_ROW, order, order)
-            var = anndata.io.read_elem(zarr.open_group(options.store, mode="r")["var"])
-            finish_store(partial, layout, obs, var, store.schema, store.normalization)
+            obs = FrameColumns(store.group["obs"], store.uri).with_column(ORIGINAL_ROW, order, order)
+            finish_store(partial, layout, obs, store.var(), store.schema, store.normalization)
     except AlreadyDone:
         return False
     return True
@@ -107,7 +106,7 @@ def _write_cells(store: ZarrStore, order: NDArray[np.int64], options: ReorderOpt
 
 def _write_graph(partial: Path, old: Path, new: ZarrStore, order: NDArray[np.int64], use_rep: str | None) -> None:
     """The graph of the old atlas between the same cells of the new one."""
-    source: Any = zarr.open_group(old, mode="r")
+    source: Any = open_zarr(old)
     group = zarr.open_group(partial / ADDITIONS, mode="w", zarr_format=3)
     for key in (DISTANCES, CONNECTIVITIES):
         write_matrix(group.require_group("obsp"), key, reordered_matrix(partial, key, source[f"obsp/{key}"], order))

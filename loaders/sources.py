@@ -12,7 +12,8 @@ import numpy as np
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.normalization import HELD, InputKind
 
-from .source_files import H5_SUFFIXES, SourceFile, is_zarr, open_file, reading
+from .reading import reading
+from .source_files import H5_SUFFIXES, SourceFile, is_zarr, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
