@@ -13,7 +13,7 @@ import pandas as pd
 import zarr
 
 from unicoord_atlas.errors import DataError, UsageError
-from unicoord_atlas.loaders.source_files import reading
+from unicoord_atlas.loaders.reading import reading
 from unicoord_atlas.reconfigure import bio_of_seeds
 from unicoord_atlas.seeds import seed_labels
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -32,8 +33,10 @@ def full_disk_named(partial: Path) -> Iterator[None]:
 
 
 def _system_error(error: Exception) -> int | None:
-    """The system's number of an error; HDF5 and safetensors only tell it in words."""
+    """The system's number of an error; HDF5 and safetensors only tell it in words, and faiss what it means."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     told = re.search(r"(?:os error|errno =) (\d+)", str(error))
-    return int(told[1]) if told else None
+    if told:
+        return int(told[1])
+    return next((number for number in _NO_ROOM if os.strerror(number) in str(error)), None)

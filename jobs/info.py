@@ -8,12 +8,15 @@ from rich.table import Table
 
 from unicoord_atlas.gene_names import KEY_WORDS, gene_names
 from unicoord_atlas.loaders.labels import UNLABELLED_WORDS, as_texts
+from unicoord_atlas.loaders.manifest import read_manifest
 from unicoord_atlas.loaders.object_address import object_address
+from unicoord_atlas.loaders.reading import reading
 from unicoord_atlas.loaders.soma_address import is_soma
-from unicoord_atlas.loaders.source_files import SourceFile, open_file, reading
+from unicoord_atlas.loaders.source_files import SourceFile, is_zarr, open_file
 from unicoord_atlas.loaders.sources import content_of
 from unicoord_atlas.loaders.store import open_store
-from unicoord_atlas.loaders.zarr_layout import MANIFEST
+from unicoord_atlas.loaders.store_files import open_files
+from unicoord_atlas.loaders.zarr_layout import MANIFEST, SCHEMA, UNS
 from unicoord_atlas.normalization import HELD
 
 from .console_text import plain_console
@@ -40,10 +43,17 @@ def run(path: Path, console: Console | None = None) -> dict[str, Any]:
     DataError
         If it is neither, or is damaged.
     """
-    is_store = object_address(path) is not None or is_soma(path) or (path / MANIFEST).exists()
-    found = _store(path) if is_store else _file(path)
+    is_file = object_address(path) is None and not is_soma(path) and (_is_made(path) or not (path / MANIFEST).exists())
+    found = _file(path) if is_file else _store(path)
     _show(found, console or plain_console())
     return found
+
+
+def _is_made(path: Path) -> bool:
+    """Whether these are cells that `generate`, `export-latents` or `map-query` wrote: finished, but no atlas."""
+    if not (is_zarr(path) and (path / MANIFEST).exists()):
+        return False
+    return f"uns/{UNS}/{SCHEMA}/zarr.json" not in read_manifest(open_files(path))["files"]
 
 
 def _store(path: Path) -> dict[str, Any]:

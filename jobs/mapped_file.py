@@ -9,7 +9,7 @@ import h5py
 import zarr
 
 from unicoord_atlas.errors import DataError
-from unicoord_atlas.loaders.source_files import reading
+from unicoord_atlas.loaders.reading import reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

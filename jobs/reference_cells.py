@@ -11,7 +11,11 @@ import numpy as np
 import pandas as pd
 import zarr
 
+from unicoord_atlas.checksums import require_unchanged
 from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.loaders.reading import reading
+from unicoord_atlas.loaders.store_files import open_zarr
+from unicoord_atlas.loaders.zarr_layout import MANIFEST
 from unicoord_atlas.neighbors.knn import Trial, choose_probes
 from unicoord_atlas.neighbors.lists import ListSearch, build_lists, load_lists, save_lists
 from unicoord_atlas.neighbors.query_knn import search_all
@@ -51,29 +55,39 @@ class ReferenceCells:
             raise DataError(
                 f"{reference}: no cells are bundled; export it with `unicoord-atlas export-reference --latents LATENTS`"
             )
-        group: Any = zarr.open_group(folder, mode="r")
-        known = set(group["obs"].attrs["column-order"])
-        points_nb = np.asarray(group["obsm/X_unicoord_bio"][:], np.float32)
+        with reading(folder, "the cells"):
+            group: Any = open_zarr(folder) if (folder / MANIFEST).exists() else zarr.open_group(folder, mode="r")
+            known = set(group["obs"].attrs["column-order"])
+            points_nb = np.asarray(group["obsm/X_unicoord_bio"][:], np.float32)
         return cls(reference, group, points_nb, [name for name in labels if name in known])
 
     def columns(self, names: Sequence[str]) -> pd.DataFrame:
         """Obs columns; UsageError names one that is not there."""
-        group = self.group["obs"]
-        for name in names:
-            if name not in group.attrs["column-order"]:
-                known = ", ".join(group.attrs["column-order"])
-                raise UsageError(f"{self.folder}: its cells have no column {name!r}; they have: {known}")
-        index = anndata.io.read_elem(group[group.attrs["_index"]])
-        return pd.DataFrame({name: anndata.io.read_elem(group[name]) for name in names}, index=pd.Index(index))
+        with reading(self.folder / LATENTS, "obs"):
+            group = self.group["obs"]
+            for name in names:
+                if name not in group.attrs["column-order"]:
+                    known = ", ".join(group.attrs["column-order"])
+                    raise UsageError(f"{self.folder}: its cells have no column {name!r}; they have: {known}")
+            index = anndata.io.read_elem(group[group.attrs["_index"]])
+            return pd.DataFrame({name: anndata.io.read_elem(group[name]) for name in names}, index=pd.Index(index))
 
     def search(self, num_queries: int) -> Search:
         """By the index that was exported, or by comparing with all cells."""
         if not (self.folder / INDEX).exists():
             return search_all(self.points_nb, num_queries)
+        require_unchanged(self.folder, (INDEX, INDEX_FACTS))
         facts = read_json(self.folder / INDEX_FACTS) or {}
         if facts.get("cells") != len(self.points_nb):
             raise DataError(f"{self.folder / INDEX_FACTS}: not of the cells in {LATENTS}; export the reference anew")
-        return ListSearch(load_lists(self.folder / INDEX), int(facts["probes"]))
+        probes = facts.get("probes")
+        if not (isinstance(probes, int) and probes > 0):
+            raise DataError(f"{self.folder / INDEX_FACTS}: probes = {probes!r} is no number; export the reference anew")
+        with reading(self.folder / INDEX, "the index"):
+            index = load_lists(self.folder / INDEX, shared=True)
+            if (index.ntotal, index.d) != self.points_nb.shape:
+                raise DataError(f"{self.folder / INDEX}: not of the cells in {LATENTS}; export the reference anew")
+        return ListSearch(index, probes)
 
 
 def copy_cells(reference: Path, out: Path) -> None:

@@ -116,9 +116,8 @@ def _write_cells(store: ZarrStore, graph: Mapping[str, Any], options: ReorderOpt
             with tqdm(total=store.n_obs, desc="reorder", unit=" cells", unit_scale=True, disable=None) as bar:
                 write_reordered(partial, layout, store, order, threads, bar.update)
             give_back_freed_memory()
-            obs = FrameColumns(store.group["obs"]).with_column(ORIGINAL_ROW, order, order)
-            var = anndata.io.read_elem(zarr.open_group(options.store, mode="r")["var"])
-            finish_store(partial, layout, obs, var, store.schema, store.normalization)
+            obs = FrameColumns(store.group["obs"], store.uri).with_column(ORIGINAL_ROW, order, order)
+            finish_store(partial, layout, obs, store.var(), store.schema, store.normalization)
             (partial / _ORDER).unlink()
     except AlreadyDone:
         return False
@@ -134,7 +133,7 @@ def _carry(part: str, addition: Mapping[str, Any], store: ZarrStore, new: ZarrSt
             for element in sorted({"/".join(name.split("/")[:2]) for name in addition["files"]}):
                 parent, key = element.split("/")
                 if parent == "obsm":
-                    _write_table(partial, group.require_group(parent), key, store.group[element], order)
+                    _write_table(partial, group.require_group(parent), store, element, order)
                 else:
                     facts = anndata.io.read_elem(store.group[element])
                     anndata.io.write_elem(group.require_group(parent), key, _said_of(facts, *cells))
@@ -156,7 +155,7 @@ def _write_graph(
     uns = group.require_group("uns")
     with anndata.settings.override(auto_shard_zarr_v3=False):
         if use_rep is None:
-            _write_table(partial, group.require_group("obsm"), PCA_KEY, source[f"obsm/{PCA_KEY}"], order)
+            _write_table(partial, group.require_group("obsm"), store, f"obsm/{PCA_KEY}", order)
             for parent, key in (("varm", "PCs"), ("uns", "pca")):
                 element = anndata.io.read_elem(source[f"{parent}/{key}"])
                 anndata.io.write_elem(group.require_group(parent), key, element)
@@ -166,10 +165,11 @@ def _write_graph(
         anndata.io.write_elem(uns, GRAPH_FACTS, {**facts, "fingerprint": of.pop("cells"), **of})
 
 
-def _write_table(partial: Path, group: Any, key: str, table: Any, order: NDArray[np.int64]) -> None:
+def _write_table(partial: Path, group: Any, store: ZarrStore, element: str, order: NDArray[np.int64]) -> None:
     """A table with a row a cell, in the new order."""
+    table, key = store.group[element], element.rpartition("/")[2]
     if isinstance(table, zarr.Group):  # columns with names
-        write_columns(group, key, FrameColumns(table).in_order(order))
+        write_columns(group, key, FrameColumns(table, store.uri).in_order(order))
     else:
         write_table(group, key, ReorderedTable(mapped_copy(partial / f"{key}.old", table), order))
 

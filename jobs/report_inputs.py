@@ -16,7 +16,7 @@ from unicoord_atlas.config import RunConfig
 from unicoord_atlas.coordinate_facts import require_coordinates_of
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.loaders.cell_names import read_frame
-from unicoord_atlas.loaders.source_files import reading
+from unicoord_atlas.loaders.reading import reading
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.zarr_store import ZarrStore
 from unicoord_atlas.reference import ReferenceModel

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from unicoord_atlas.errors import DataError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
 _OURS = {"codecs": ["bytes", "blosc"], "index_codecs": ["bytes", "crc32c"], "index_location": "end"}
@@ -54,8 +57,9 @@ class EntryReader(Protocol):
 class ArrayReader:
     """Reads through zarr-python, whatever the codecs."""
 
-    def __init__(self, array: Any) -> None:
-        self._array = array
+    def __init__(self, array: Any, where: str, limit: int | None = None) -> None:
+        """`where` names the array, for messages; entries must be indices below `limit`, if there is one."""
+        self._array, self._where, self._limit = array, where, limit
 
     def parts(self, spans: NDArray[np.int64], out: NDArray[Any]) -> Iterator[Part]:
         """A part a range."""
@@ -65,8 +69,20 @@ class ArrayReader:
             filled += stop - start
 
     def decode(self, part: Part) -> None:
-        """Read one part."""
-        part.out[:] = self._array[part.start : part.stop]
+        """Read one part; DataError if an index is out of bounds."""
+        values = np.asarray(self._array[part.start : part.stop])
+        if self._limit is not None and reaches(values, self._limit):
+            raise DataError(
+                f"{self._where}: entries {part.start}:{part.stop} hold an index that is not in 0..{self._limit - 1}; "
+                "restore the file or ingest again"
+            )
+        part.out[:] = values
+
+
+def reaches(indices: NDArray[Any], limit: int) -> bool:
+    """Whether an index, of unsigned or signed integers, is not in 0..limit - 1."""
+    unsigned = indices.view(f"u{indices.itemsize}")  # what is below 0 is large
+    return len(indices) > 0 and int(np.maximum.reduce(unsigned)) >= limit
 
 
 def is_sharded_blosc(array: Any) -> bool:

@@ -13,6 +13,8 @@ import pyarrow as pa
 import zarr
 from zarr.core.dtype import VariableLengthUTF8
 
+from .reading import reading
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
@@ -69,13 +71,15 @@ def read_frame(table: Any, columns: Iterable[str] | None = None) -> pd.DataFrame
 class FrameColumns:
     """A table that AnnData or `write_frame` wrote to Zarr, by its columns, which are read as they are asked for."""
 
-    def __init__(self, table: Any) -> None:
-        self._table = table
+    def __init__(self, table: Any, where: Path | str) -> None:
+        """`where` is the file or store, for messages."""
+        self._table, self._where = table, where
         self.columns: list[str] = list(table.attrs["column-order"])
 
     def __getitem__(self, name: str) -> Any:
-        """(n,) values of a column."""
-        return anndata.io.read_elem(self._table[name])
+        """(n,) values of a column; DataError if they cannot be read."""
+        with reading(self._where, f"{self._table.path}/{name}"):
+            return anndata.io.read_elem(self._table[name])
 
     def with_column(self, title: str, values: Any, order: NDArray[np.int64] | None = None) -> TableByColumn:
         """All columns and one more, to be written; with `order`, which the further column has already, in that."""
@@ -116,7 +120,7 @@ def put_aside(folder: Path, frame: pd.DataFrame) -> FrameColumns:
     """The same table in a folder, so that it need not stay in memory."""
     root: Any = zarr.open_group(folder, mode="w", zarr_format=3)
     write_frame(root, "table", frame)
-    return FrameColumns(root["table"])
+    return FrameColumns(root["table"], folder)
 
 
 def write_columns(root: zarr.Group, key: str, table: TableByColumn) -> None:

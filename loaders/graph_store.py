@@ -16,6 +16,7 @@ from . import zarr_layout as names
 from .array_reader import ArrayReader, is_sharded_blosc
 from .fingerprints import table_fingerprint
 from .manifest import files_fingerprint, read_manifest, shard_checksums
+from .reading import reading
 from .zarr_store import ZarrStore
 from .zarr_writer import blosc_codec
 
@@ -44,7 +45,8 @@ def fingerprint_of(store: CellStore) -> str:
     """The same for two stores only if their counts and the names of their cells are the same, in the same order."""
     if not isinstance(store, ZarrStore):
         return store.fingerprint
-    index = str(_open(store)["obs"].attrs["_index"])
+    with reading(store.uri, "obs"):
+        index = str(_open(store)["obs"].attrs["_index"])
     return files_fingerprint(read_manifest(_files(store)), "X/", f"obs/{index}/")
 
 
@@ -76,6 +78,7 @@ class Neighbors:
                 f"{store.uri}: its graph was made of other cells or of an older state of the atlas; "
                 f"make it again with `unicoord-atlas build-graph {store.uri} --replace`"
             )
+        self._uri = store.uri
         self.indptr, self._reader, self._dtype = _graph_entries(store, key)
         if len(self.indptr) != store.n_obs + 1:
             raise DataError(f"{store.uri}: obsp/{key} has {len(self.indptr) - 1} rows, not {store.n_obs}")
@@ -90,8 +93,9 @@ class Neighbors:
         spans = np.stack([self.indptr[rows], self.indptr[np.asarray(rows) + 1]], axis=1)
         indptr = np.concatenate([[0], np.cumsum(spans[:, 1] - spans[:, 0])])
         indices = np.empty(int(indptr[-1]), self._dtype)
-        for part in self._reader.parts(spans, indices):
-            self._reader.decode(part)
+        with reading(self._uri, "obsp"):
+            for part in self._reader.parts(spans, indices):
+                self._reader.decode(part)
         return indptr, indices
 
 
@@ -99,21 +103,25 @@ def graph_record(store: CellStore, key: str = names.DISTANCES) -> Mapping[str, A
     """Settings of the store's graph, and what it was made of (see `made_of`), as JSON types; None if it has none."""
     if not isinstance(store, ZarrStore):
         return cast("SomaStore", store).graph_record
-    group = _open(store)
-    if names.GRAPH_FACTS not in group["uns"] or key not in group["obsp"]:
-        return None
-    facts = anndata.io.read_elem(group[f"uns/{names.GRAPH_FACTS}"])
-    points = {"points": str(facts["points"])} if "points" in facts else {}
-    return {**json.loads(str(facts["settings"])), "cells": str(facts["fingerprint"]), **points}
+    with reading(store.uri, f"uns/{names.GRAPH_FACTS}"):
+        group = _open(store)
+        if names.GRAPH_FACTS not in group["uns"] or key not in group["obsp"]:
+            return None
+        facts = anndata.io.read_elem(group[f"uns/{names.GRAPH_FACTS}"])
+        points = {"points": str(facts["points"])} if "points" in facts else {}
+        return {**json.loads(str(facts["settings"])), "cells": str(facts["fingerprint"]), **points}
 
 
 def _graph_entries(store: CellStore, key: str) -> tuple[NDArray[np.int64], EntryReader, np.dtype[Any]]:
     if not isinstance(store, ZarrStore):
         indptr, indices, _ = cast("SomaStore", store).graph(key)
-        return indptr, ArrayReader(indices), indices.dtype
-    matrix = _open(store)[f"obsp/{key}"]
-    reader = _entry_reader(store, f"obsp/{key}/indices", matrix["indices"])
-    return np.asarray(matrix["indptr"][:], np.int64), reader, matrix["indices"].dtype
+        return indptr, ArrayReader(indices, f"{store.uri}/obsp/{key}"), indices.dtype
+    with reading(store.uri, f"obsp/{key}"):
+        matrix = _open(store)[f"obsp/{key}"]
+        indices, borders = matrix["indices"], np.asarray(matrix["indptr"][:], np.int64)
+        if not names.ascends(borders, indices.shape[0]):
+            raise DataError(f"{store.uri}: obsp/{key}/indptr does not ascend from 0; restore it or ingest again")
+        return borders, _entry_reader(store, f"obsp/{key}/indices", indices), indices.dtype
 
 
 def graph_facts(store: CellStore) -> Mapping[str, Any] | None:
@@ -122,7 +130,8 @@ def graph_facts(store: CellStore) -> Mapping[str, Any] | None:
         return None
     if not isinstance(store, ZarrStore):
         return cast("SomaStore", store).graph_facts()
-    facts: Mapping[str, Any] = anndata.io.read_elem(_open(store)[f"uns/{names.GRAPH_FACTS}"])
+    with reading(store.uri, f"uns/{names.GRAPH_FACTS}"):
+        facts: Mapping[str, Any] = anndata.io.read_elem(_open(store)[f"uns/{names.GRAPH_FACTS}"])
     return facts
 
 
@@ -138,7 +147,10 @@ def graph_matrix(store: CellStore, key: str) -> sp.csr_matrix:
     if not isinstance(store, ZarrStore):
         indptr, indices, values = cast("SomaStore", store).graph(key)
         return sp.csr_matrix((values, indices, indptr), (store.n_obs, store.n_obs))
-    return anndata.io.read_elem(_open(store)[f"obsp/{key}"])
+    with reading(store.uri, f"obsp/{key}"):
+        matrix: sp.csr_matrix = anndata.io.read_elem(_open(store)[f"obsp/{key}"])
+        matrix.check_format()  # whoever computes with it trusts its indices
+        return matrix
 
 
 def _open(store: CellStore) -> Any:
@@ -147,13 +159,15 @@ def _open(store: CellStore) -> Any:
 
 def _entry_reader(store: CellStore, name: str, array: Any) -> EntryReader:
     if not is_sharded_blosc(array):
-        return ArrayReader(array)
+        return ArrayReader(array, f"{store.uri}/{name}", store.n_obs)
     chunk, shard = array.chunks[0], array.shards[0]
     files = _files(store)
     crc32c_of = shard_checksums(read_manifest(files), name)
-    return files.reader(
-        name, array.dtype, chunk, shard // chunk, lambda number: f"{store.uri}/{name}/c/{number}", crc32c_of
-    )
+
+    def where(number: int) -> str:
+        return f"{store.uri}/{name}/c/{number}"
+
+    return files.reader(name, array.dtype, chunk, shard // chunk, where, crc32c_of, store.n_obs)
 
 
 def _files(store: CellStore) -> StoreFiles:

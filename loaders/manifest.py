@@ -11,14 +11,17 @@ import zarr
 
 from unicoord_atlas.errors import DataError
 
-from .zarr_layout import DATA, FORMAT_VERSION, INDICES, MANIFEST, name_shard, read_layout
+from .zarr_layout import DATA, FORMAT_VERSION, INDICES, INDPTR, MANIFEST, name_shard, read_layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from .store_files import StoreFiles
+    from .zarr_layout import MatrixLayout
 
 _SHOWN = 10
+_OF_LAYOUT = ("zarr.json", "X/zarr.json", f"{DATA}/zarr.json", f"{INDICES}/zarr.json", f"{INDPTR}/")
+"""Beginnings of what must be whole to tell which rows a shard holds."""
 
 
 def read_manifest(files: StoreFiles) -> Mapping[str, Any]:
@@ -45,7 +48,7 @@ def read_manifest(files: StoreFiles) -> Mapping[str, Any]:
         raise DataError(
             f"{path}: format version {version}, this program reads {FORMAT_VERSION}; update it or ingest again"
         )
-    if fault := _fault_of_files(manifest.get("files")):
+    if fault := _fault_of_files(manifest.get("files")) or _fault_of_additions(manifest):
         raise DataError(f"{path}/{MANIFEST}: {fault}; restore it or ingest again")
     return manifest
 
@@ -62,6 +65,23 @@ def _fault_of_files(files: object) -> str | None:
         if not known:
             return f"size and checksum of {name!r} are missing"
     return None
+
+
+def _fault_of_additions(manifest: Mapping[str, Any]) -> str | None:
+    """What is wrong with what the manifest says of additions, if there have been any."""
+    if "additions" not in manifest:
+        return None
+    parts, files = manifest["additions"], manifest["files"]
+    if not (isinstance(parts, dict) and all(_is_addition(part, files) for part in parts.values())):
+        return "what was added is not told in full"
+    return _fault_of_files(manifest.get("replaced")) and "what was replaced is not told in full"
+
+
+def _is_addition(part: object, files: Mapping[str, Any]) -> bool:
+    """Whether this is the record of an addition, whose files are all among those of the store."""
+    if not (isinstance(part, dict) and isinstance(part.get("config"), dict) and isinstance(part.get("files"), list)):
+        return False
+    return all(isinstance(name, str) and name in files for name in part["files"])
 
 
 def shard_checksums(manifest: Mapping[str, Any], array: str) -> Callable[[int], str | None]:
@@ -87,8 +107,8 @@ def files_fingerprint(manifest: Mapping[str, Any], *folders: str) -> str:
 
 def without_additions(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     """The manifest as it was before anything was added to the store, in the same order."""
-    if "additions" not in manifest:
-        return manifest
+    if "additions" not in manifest or _fault_of_files(manifest.get("files")) or _fault_of_additions(manifest):
+        return manifest  # nothing was added, or it is no manifest of ours
     added = {name for part in manifest["additions"].values() for name in part["files"]}
     files = {name: entry for name, entry in manifest["files"].items() if name not in added}
     kept = {name: value for name, value in manifest.items() if name not in ("additions", "replaced")}
@@ -114,10 +134,23 @@ def size_fault(size: int | None, expected: int) -> str:
 
 def damaged(files: StoreFiles, faults: Mapping[str, str]) -> DataError:
     """The error that names files and what is wrong with each; shards of X with the rows that they hold."""
-    names = {name: f"{files.uri}/{name}" for name in faults}
-    if all(name.startswith((f"{DATA}/c/", f"{INDICES}/c/")) for name in faults):
-        layout = read_layout(zarr.open_group(files.zarr(), mode="r"), files.uri)
-        names = {name: name_shard(files.uri, layout, name) for name in faults}
+    layout = _layout_beside(files, faults)
+    names = {name: name_shard(files.uri, layout, name) if layout else f"{files.uri}/{name}" for name in faults}
     shown = "; ".join(f"{names[name]} {faults[name]}" for name in list(faults)[:_SHOWN])
     more = f"; and {len(faults) - _SHOWN} more files" if len(faults) > _SHOWN else ""
     return DataError(f"{shown}{more}: restore what is damaged, or make {files.name} again")
+
+
+def _layout_beside(files: StoreFiles, faults: Mapping[str, str]) -> MatrixLayout | None:
+    """How X lies on disk, if a shard of it is at fault and what tells its rows is whole."""
+    if not any(name.startswith((f"{DATA}/c/", f"{INDICES}/c/")) for name in faults):
+        return None
+    if any(name.startswith(_OF_LAYOUT) for name in faults):
+        return None
+    from .reading import reading  # late: AnnData takes a second
+
+    try:
+        with reading(files.uri, "X"):
+            return read_layout(zarr.open_group(files.zarr(), mode="r"), files.uri)
+    except DataError:  # it is damaged, too: that the shards are is told all the same
+        return None

@@ -115,9 +115,10 @@ class ObjectFiles:
         chunks_per_shard: int,
         where: Callable[[int], str],
         crc32c_of: Callable[[int], str | None],
+        limit: int | None = None,
     ) -> ObjectShardReader:
         """Asks for ranges of shards."""
-        return ObjectShardReader(self, array, dtype, inner_chunk, chunks_per_shard, where, crc32c_of)
+        return ObjectShardReader(self, array, dtype, inner_chunk, chunks_per_shard, where, crc32c_of, limit)
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:

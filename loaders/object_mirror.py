@@ -11,6 +11,7 @@ objects more.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -127,9 +128,12 @@ class RunMirror:
             return
         try:
             index = json.loads(answer[0])
-            names = [*index["files"]]
-            sound = isinstance(index["step"], int) and all(_is_inside(name) for name in names) and self._last in names
-        except (ValueError, KeyError, TypeError):
+            sound = (
+                isinstance(index["step"], int)
+                and self._last in index["files"]
+                and all(_is_file(name, facts) for name, facts in index["files"].items())
+            )
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             sound = False
         if not sound:
             raise DataError(f"{self.address}/{INDEX}: is no mirror of a run; choose another address, or remove it")
@@ -219,8 +223,10 @@ def _version(meta: Mapping[str, Any]) -> dict[str, str]:
     return {key: meta[key] for key in ("e_tag", "version") if meta.get(key)}
 
 
-def _is_inside(name: str) -> bool:
-    return not name.startswith("/") and ".." not in name.split("/")
+def _is_file(name: str, facts: object) -> bool:
+    """Whether an entry of the index is of a file that lies in the run's folder, and tells where in the mirror."""
+    inside = name != "" and not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
+    return inside and isinstance(facts, dict) and re.fullmatch("[0-9a-f]{8}", str(facts.get("crc32c"))) is not None
 
 
 def _written(file: Any, parts: Any) -> Iterator[bytes]:

@@ -57,8 +57,9 @@ class ObjectShardReader(ShardReader):
         chunks_per_shard: int,
         where: Callable[[int], str],
         crc32c_of: Callable[[int], str | None],
+        limit: int | None = None,
     ) -> None:
-        super().__init__(Path(array), dtype, inner_chunk, chunks_per_shard, where, crc32c_of)
+        super().__init__(Path(array), dtype, inner_chunk, chunks_per_shard, where, crc32c_of, limit)
         self._files, self._name = files, array
         self._indices: dict[int, NDArray[np.uint64]] = {}
 

@@ -24,7 +24,7 @@ from numcodecs import blosc
 from unicoord_atlas.checksums import file_checksum
 from unicoord_atlas.errors import DataError
 
-from .array_reader import Part
+from .array_reader import Part, reaches
 from .shard_file import MISSING, read_index
 from .zarr_layout import BLOSC_BLOCKSIZE
 
@@ -63,13 +63,14 @@ class ShardReader:
         chunks_per_shard: int,
         where: Callable[[int], str],
         crc32c_of: Callable[[int], str | None] = lambda shard: None,
+        limit: int | None = None,
     ) -> None:
-        """`where` names a shard and its rows, for messages; `crc32c_of` is what its file should have, if known."""
+        """See `StoreFiles.reader`."""
         self._array = array
         self._dtype = dtype
         self._inner_chunk = inner_chunk
         self._chunks_per_shard = chunks_per_shard
-        self._where, self._crc32c_of = where, crc32c_of
+        self._where, self._crc32c_of, self._limit = where, crc32c_of, limit
         self._mapping: dict[int, threading.Lock] = {}
         self._block = BLOSC_BLOCKSIZE
         self._thread = threading.local()
@@ -115,12 +116,14 @@ class ShardReader:
                 mapped.madvise(mmap.MADV_DONTNEED)
         if part.pieces is None:
             self._decode_range(part.chunk, encoded, part.start, part.out)
-            return
-        if not hasattr(self._thread, "scratch"):
-            self._thread.scratch = np.empty(self._inner_chunk, self._dtype)
-        scratch = self._thread.scratch[: part.stop - part.start]
-        self._decode_range(part.chunk, encoded, part.start, scratch)
-        np.concatenate([scratch[start:stop] for start, stop in part.pieces.tolist()], out=part.out)
+        else:
+            if not hasattr(self._thread, "scratch"):
+                self._thread.scratch = np.empty(self._inner_chunk, self._dtype)
+            scratch = self._thread.scratch[: part.stop - part.start]
+            self._decode_range(part.chunk, encoded, part.start, scratch)
+            np.concatenate([scratch[start:stop] for start, stop in part.pieces.tolist()], out=part.out)
+        if self._limit is not None and reaches(part.out, self._limit):  # while it is in this core's cache
+            raise self._damaged(part.chunk, f"holds an index that is not in 0..{self._limit - 1}")
 
     def _decode_range(self, chunk: int, encoded: NDArray[np.uint8], start: int, out: NDArray[Any]) -> None:
         if len(out) == self._inner_chunk:
@@ -189,9 +192,9 @@ class ShardReader:
         self._maps.append(mapped)
         return np.frombuffer(mapped, np.uint8), index
 
-    def _damaged(self, chunk: int) -> DataError:
+    def _damaged(self, chunk: int, fault: str = "is damaged") -> DataError:
         shard, position = divmod(chunk, self._chunks_per_shard)
-        return DataError(f"{self._where(shard)}: inner chunk {position} is damaged; restore the file or ingest again")
+        return DataError(f"{self._where(shard)}: inner chunk {position} {fault}; restore the file or ingest again")
 
 
 def _cut(spans: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

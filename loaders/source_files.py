@@ -5,27 +5,23 @@ A file's matrices are opened one by one, when asked for: a broken layer that nob
 
 from __future__ import annotations
 
-import errno
 import sys
-import zlib
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import h5py
 import numpy as np
 import pandas as pd
 import zarr
-from anndata._io.specs.registry import IORegistryError  # an encoding that anndata does not know; nowhere public
 from anndata.io import read_elem
 
 from unicoord_atlas.errors import DataError
 
 from .chunked import open_stretch
 from .labels import as_text
+from .reading import reading
 from .row_matrix import CsrMatrix, RowMatrix, open_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -59,29 +55,6 @@ class SourceFile(Protocol):
     def close(self) -> None:
         """Close the file."""
         ...
-
-
-@contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever goes wrong while a part of a file is read into one line that names both."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{path}: {what}: {error}") from error
-    except (
-        *(OSError, KeyError, TypeError, ValueError, RuntimeError, IndexError),
-        *(MemoryError, AttributeError, zlib.error, IORegistryError),
-    ) as error:
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            raise DataError(
-                f"{path}: {what}: too many files are open; raise `ulimit -n`, or give fewer files"
-            ) from error
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(
-                f"{path}: {what}: the disk is full of temporary files; set TMPDIR to a larger one"
-            ) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: {what} cannot be read ({reason}); is the file whole? Copy it again") from error
 
 
 class AnnDataFile:

@@ -14,8 +14,9 @@ from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.normalization import HELD, InputKind
 
 from .object_address import object_address
+from .reading import reading
 from .soma_address import is_soma
-from .source_files import H5_SUFFIXES, SourceFile, is_zarr, open_file, reading
+from .source_files import H5_SUFFIXES, SourceFile, is_zarr, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

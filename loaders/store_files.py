@@ -12,6 +12,8 @@ from unicoord_atlas.checksums import file_checksum
 from unicoord_atlas.cores import usable_cores
 from unicoord_atlas.errors import UsageError
 
+from .checked_store import CheckedStore
+from .manifest import read_manifest
 from .object_address import object_address
 from .shard_reader import ShardReader
 
@@ -62,8 +64,19 @@ class StoreFiles(Protocol):
         chunks_per_shard: int,
         where: Callable[[int], str],
         crc32c_of: Callable[[int], str | None],
+        limit: int | None = None,
     ) -> ShardReader:
-        """Reader of an array that lies in our shards; `where` names a shard, `crc32c_of` is its file's checksum."""
+        """Reader of an array that lies in our shards.
+
+        Parameters
+        ----------
+        where
+            Names a shard, for messages.
+        crc32c_of
+            What a shard's file should have, if that is known.
+        limit
+            Entries are indices, which must be below it.
+        """
         ...
 
 
@@ -107,8 +120,8 @@ class LocalFiles:
         return "no such store"
 
     def zarr(self) -> Any:
-        """The folder."""
-        return self.path
+        """A store of zarr's that compares what it reads with the manifest; DataError if there is none."""
+        return CheckedStore(self.path, read_manifest(self)["files"])
 
     def reader(
         self,
@@ -118,9 +131,10 @@ class LocalFiles:
         chunks_per_shard: int,
         where: Callable[[int], str],
         crc32c_of: Callable[[int], str | None],
+        limit: int | None = None,
     ) -> ShardReader:
         """Maps shards into memory."""
-        return ShardReader(self.path / array, dtype, inner_chunk, chunks_per_shard, where, crc32c_of)
+        return ShardReader(self.path / array, dtype, inner_chunk, chunks_per_shard, where, crc32c_of, limit)
 
 
 def open_files(path: str | Path, cache: ByteCache | None = None) -> StoreFiles:
@@ -139,5 +153,5 @@ def open_files(path: str | Path, cache: ByteCache | None = None) -> StoreFiles:
 
 
 def open_zarr(path: str | Path) -> Any:
-    """The Zarr group of a store, wherever it lies, as it is now; GroupNotFoundError if it is none."""
+    """The Zarr group of a finished directory, wherever it lies, as it is now; GroupNotFoundError if it is none."""
     return zarr.open_group(open_files(path).zarr(), mode="r")

@@ -121,27 +121,42 @@ def rows_of_entries(indptr: NDArray[np.int64], start: int, stop: int) -> tuple[i
     return first, max(past, first)
 
 
+def ascends(indptr: NDArray[np.int64], num_entries: int) -> bool:
+    """Whether borders of rows begin at 0, never fall, and end at the last entry."""
+    if not len(indptr) or (indptr[0], indptr[-1]) != (0, num_entries):
+        return False
+    return not bool((indptr[1:] < indptr[:-1]).any())
+
+
 def read_layout(group: Any, where: str) -> MatrixLayout:
-    """How X of an opened store lies on disk."""
+    """How X of an opened store lies on disk; DataError if its parts do not fit one another."""
     try:
-        data, indptr = group[DATA], group[INDPTR]
-        num_genes = int(group["X"].attrs["shape"][1])
+        data, indices, indptr = group[DATA], group[INDICES], group[INDPTR]
+        num_rows, num_genes = (int(size) for size in group["X"].attrs["shape"])
         inner_chunk = data.chunks[0]
         shard = data.shards[0] if data.shards else inner_chunk
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, ValueError) as error:
         raise DataError(
             f"{where}: X is not a CSR matrix ({error}); was the store written by `unicoord-atlas ingest`?"
         ) from error
-    layout = MatrixLayout(np.asarray(indptr[:], np.int64), num_genes, data.dtype, inner_chunk, shard // inner_chunk)
-    if layout.num_entries != data.shape[0]:
-        raise DataError(f"{where}: {INDPTR} ends at {layout.num_entries}, but {DATA} has {data.shape[0]} entries")
-    return layout
+    fits = (indptr.shape, indices.shape, len(data.shape)) == ((num_rows + 1,), data.shape, 1)
+    if not fits or indices.dtype != index_dtype(num_genes) or data.dtype.kind not in "uif":
+        raise DataError(
+            f"{where}: X is {num_rows} x {num_genes}, but {INDPTR} is {indptr.shape}, {INDICES} {indices.shape} of "
+            f"{indices.dtype} and {DATA} {data.shape} of {data.dtype}; restore it or ingest again"
+        )
+    borders = np.asarray(indptr[:], np.int64)
+    if borders[-1] != data.shape[0]:
+        raise DataError(f"{where}: {INDPTR} ends at {borders[-1]}, but {DATA} has {data.shape[0]} entries")
+    if not ascends(borders, data.shape[0]):
+        raise DataError(f"{where}: {INDPTR} does not ascend from 0; restore it or ingest again")
+    return MatrixLayout(borders, num_genes, data.dtype, inner_chunk, shard // inner_chunk)
 
 
 def name_shard(path: str, layout: MatrixLayout, name: str) -> str:
     """A file of a store as messages call it: its path, and the rows it holds if it is a shard of X."""
     array, _, shard = name.partition("/c/")
-    if array not in (DATA, INDICES) or not shard.isdigit():
+    if array not in (DATA, INDICES) or not (shard.isdecimal() and len(shard) < 10 and int(shard) < layout.num_shards):
         return f"{path}/{name}"
     start, stop = layout.rows_of_shard(int(shard))
     return f"{path}/{name} (shard {shard}, rows {start}:{stop})"

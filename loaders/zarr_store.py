@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
 import zarr
+from anndata.io import read_elem
 
 from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import ConfigError, DataError, UsageError
@@ -22,6 +24,7 @@ from .cell_names import FrameColumns, read_frame, with_python_names
 from .manifest import fingerprint, read_manifest, require_files, shard_checksums
 from .object_address import from_anywhere
 from .plan import expand_ranges
+from .reading import reading
 from .store import CsrBuffer
 from .store_files import READ_THREADS, open_files
 
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from .byte_cache import ByteCache
     from .shard_reader import ShardReader
     from .store import CellStore
+    from .store_files import StoreFiles
+
+_FACTS = f"uns/{names.UNS}"
 
 
 class ZarrStore:
@@ -49,18 +55,24 @@ class ZarrStore:
         """Since the store was opened: over the entries read, because blocks are decoded whole."""
         self.manifest = read_manifest(self.files)
         require_files(self.files, self.manifest)
-        try:
-            self.group: Any = zarr.open_group(self.files.zarr(), mode="r")
-        except zarr.errors.GroupNotFoundError:
-            raise DataError(f"{uri} is an output of unicoord-atlas, but no atlas store") from None
-        self.layout = names.read_layout(self.group, uri)
+        with reading(uri, "zarr.json"):
+            self.group: Any = _open_atlas(self.files)
+        with reading(uri, "X"):
+            self.layout = names.read_layout(self.group, uri)
         self.indptr = self.layout.indptr
         self.fingerprint = fingerprint(self.manifest)
-        facts = anndata.io.read_elem(self.group[f"uns/{names.UNS}"])
-        if names.SCHEMA not in facts:  # cells that `generate` made, or coordinates with counts
-            raise DataError(f"{uri} is an output of unicoord-atlas, but no atlas store")
-        self.schema = AtlasSchema.from_json(str(facts[names.SCHEMA][0]), where=f"{uri}: uns/{names.UNS}/{names.SCHEMA}")
-        self.normalization = read_normalization(facts[names.NORMALIZATION])
+        with reading(uri, _FACTS):
+            facts = read_elem(self.group[_FACTS])
+            self.schema = AtlasSchema.from_json(str(facts[names.SCHEMA][0]), where=f"{uri}: {_FACTS}/{names.SCHEMA}")
+            for source in self.schema.sources:
+                source.measured(self.schema.num_genes)  # whoever wants it later would not name the store
+            self.normalization = read_normalization(facts[names.NORMALIZATION])
+            sizes = (self.n_vars, self.schema.num_genes, len(self.normalization.mean_g))
+        if len(set(sizes)) > 1:
+            raise DataError(
+                f"{uri}: X has {sizes[0]} genes, the schema {sizes[1]}, the normalization {sizes[2]}; "
+                "restore it or ingest again"
+            )
 
     def __reduce__(self) -> tuple[type[ZarrStore], tuple[str, ByteCache | None]]:
         return ZarrStore, (from_anywhere(self.uri), self._cache)
@@ -83,42 +95,55 @@ class ZarrStore:
     @cached_property
     def size_factors(self) -> NDArray[np.float64]:
         """(n_obs,); see `unicoord_atlas.normalization`."""
-        return np.asarray(self.group[f"obs/{names.SIZE_FACTOR}"][:], np.float64)
+        what = f"obs/{names.SIZE_FACTOR}"
+        with reading(self.uri, what):
+            values = np.asarray(self.group[what][:], np.float64)
+            self._require_rows(what, len(values))
+        return values
 
     def obs(self, columns: Sequence[str] | None = None, arrow_names: bool = False) -> pd.DataFrame:
         """Facts about the cells, all columns or these; see `CellStore.obs`."""
-        group = self.group["obs"]
-        if columns is None:
-            columns = list(group.attrs["column-order"])
-        unknown = [name for name in columns if name not in group.attrs["column-order"]]
-        if unknown:
-            known = ", ".join(group.attrs["column-order"])
-            raise UsageError(f"{self.uri}: obs has no column {unknown[0]!r}; it has: {known}")
-        table = read_frame(group, columns)
-        return table if arrow_names else with_python_names(table)
+        with reading(self.uri, "obs"):
+            group = self.group["obs"]
+            known = list(group.attrs["column-order"])
+            unknown = [name for name in columns or () if name not in known]
+            if unknown:
+                raise UsageError(f"{self.uri}: obs has no column {unknown[0]!r}; it has: {', '.join(known)}")
+            table = read_frame(group, known if columns is None else columns)
+            self._require_rows("obs", len(table))
+            return table if arrow_names else with_python_names(table)
 
     def var(self) -> pd.DataFrame:
         """Genes; index = names."""
-        return anndata.io.read_elem(self.group["var"])
+        with reading(self.uri, "var"):
+            return read_elem(self.group["var"])
 
     def obsm_keys(self) -> list[str]:
         """Names of the tables with a row a cell."""
-        return sorted(self.group["obsm"])
+        with reading(self.uri, "obsm"):
+            return sorted(self.group["obsm"])
 
     def obsm(self, key: str) -> NDArray[np.generic] | pd.DataFrame:
         """A table with a row a cell, as it was stored."""
-        group = self.group["obsm"]
-        if key not in group:
-            raise UsageError(f"{self.uri}: obsm has no {key!r}; it has: {', '.join(self.obsm_keys()) or 'nothing'}")
-        if "column-order" in group[key].attrs:
-            return read_frame(group[key])
-        table: NDArray[np.generic] = anndata.io.read_elem(group[key])
+        known = self.obsm_keys()
+        if key not in known:
+            raise UsageError(f"{self.uri}: obsm has no {key!r}; it has: {', '.join(known) or 'nothing'}")
+        with reading(self.uri, f"obsm/{key}"):
+            element = self.group[f"obsm/{key}"]
+            is_frame = "column-order" in element.attrs
+            table: NDArray[np.generic] | pd.DataFrame = read_frame(element) if is_frame else read_elem(element)
+            self._require_rows(f"obsm/{key}", table.shape[0])
         return table
 
     def obsm_columns(self, key: str) -> FrameColumns | None:
         """The same by its columns, read as they are asked for; None if it has no named ones."""
-        table = self.group.get(f"obsm/{key}")
-        return FrameColumns(table) if table is not None and "column-order" in table.attrs else None
+        with reading(self.uri, f"obsm/{key}"):
+            table = self.group.get(f"obsm/{key}")
+            return FrameColumns(table, self.uri) if table is not None and "column-order" in table.attrs else None
+
+    def _require_rows(self, what: str, num_rows: int) -> None:
+        if num_rows != self.n_obs:
+            raise DataError(f"{self.uri}: {what} has {num_rows} rows, not {self.n_obs}; restore it or ingest again")
 
     def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrBlock:
         """Rows of the (b, 2) ranges start:stop, one after the other in the order given."""
@@ -140,7 +165,8 @@ class ZarrStore:
             for part in reader.parts(spans, into)
         ]
         here = all(isinstance(part, Part) for _, part in reads)
-        _in_threads(self._pool, reads, READ_THREADS if here else self.files.threads)
+        with reading(self.uri, "X"):
+            _in_threads(self._pool, reads, READ_THREADS if here else self.files.threads)
         self.entries_decoded += sum(part.num_decoded for _, part in reads) // len(self._readers)
         return CsrBlock(indptr, indices, data)
 
@@ -164,13 +190,14 @@ class ZarrStore:
         ConfigError
             If `lazy`, and Dask is not installed.
         """
-        if not lazy:
-            return anndata.io.read_zarr(self.files.zarr())
-        tables = {name: anndata.io.read_elem(self.group[name]) for name in ("obs", "var", "uns")}
-        arrays = {
-            name: {key: anndata.experimental.read_elem_lazy(part) for key, part in self.group[name].members()}
-            for name in ("obsm", "obsp", "varm", "layers")
-        }
+        with reading(self.uri, "the atlas"):
+            if not lazy:
+                return anndata.io.read_zarr(self.files.zarr())
+            tables = {name: read_elem(self.group[name]) for name in ("obs", "var", "uns")}
+            arrays = {
+                name: {key: anndata.experimental.read_elem_lazy(part) for key, part in self.group[name].members()}
+                for name in ("obsm", "obsp", "varm", "layers")
+            }
         return anndata.AnnData(self.to_dask(), **tables, **arrays)
 
     @cached_property
@@ -185,15 +212,25 @@ class ZarrStore:
             and is_sharded_blosc(indices)
             and (data.chunks, data.shards) == (indices.chunks, indices.shards)
         ):
-            return self._reader(names.DATA, data.dtype), self._reader(names.INDICES, indices.dtype)
-        return ArrayReader(data), ArrayReader(indices)
+            return self._reader(names.DATA, data.dtype), self._reader(names.INDICES, indices.dtype, self.n_vars)
+        whole = f"{self.uri}/{names.DATA}", f"{self.uri}/{names.INDICES}"
+        return ArrayReader(data, whole[0]), ArrayReader(indices, whole[1], self.n_vars)
 
-    def _reader(self, array: str, dtype: np.dtype[Any]) -> ShardReader:
+    def _reader(self, array: str, dtype: np.dtype[Any], limit: int | None = None) -> ShardReader:
         def where(shard: int) -> str:
             return names.name_shard(self.uri, self.layout, f"{array}/c/{shard}")
 
-        crc32c_of = shard_checksums(self.manifest, array)
-        return self.files.reader(array, dtype, self.layout.inner_chunk, self.layout.chunks_per_shard, where, crc32c_of)
+        crc32c_of, layout = shard_checksums(self.manifest, array), self.layout
+        return self.files.reader(array, dtype, layout.inner_chunk, layout.chunks_per_shard, where, crc32c_of, limit)
+
+
+def _open_atlas(files: StoreFiles) -> Any:
+    """The group of an atlas; DataError for what another job has made."""
+    with suppress(zarr.errors.GroupNotFoundError):
+        group = zarr.open_group(files.zarr(), mode="r")
+        if f"{_FACTS}/{names.SCHEMA}" in group:
+            return group
+    raise DataError(f"{files.uri} is an output of unicoord-atlas, but no atlas store")
 
 
 def require_zarr(store: CellStore, purpose: str) -> ZarrStore:

@@ -16,6 +16,7 @@ import scipy.sparse as sp
 import zarr
 
 from unicoord_atlas.errors import ConfigError, DataError
+from unicoord_atlas.jobs.workdir import file_checksums
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -216,12 +217,25 @@ def array_values(name: str, edit: Callable[[np.ndarray], np.ndarray]) -> Damage:
     return damage
 
 
-def flipped(path: Path) -> None:
-    """One byte in the middle of the counts."""
-    shard = path / "X/data/c/0"
-    whole = bytearray(shard.read_bytes())
-    whole[len(whole) // 3] ^= 0xFF
-    shard.write_bytes(whole)
+def flipped(name: str) -> Damage:
+    """One byte in the middle of a file."""
+
+    def damage(path: Path) -> None:
+        whole = bytearray((path / name).read_bytes())
+        whole[len(whole) // 3] ^= 0xFF
+        (path / name).write_bytes(whole)
+
+    return damage
+
+
+def resealed(path: Path) -> None:
+    """A manifest that tells every file as it is now: what is wrong is then met where it is read."""
+    damaged_json("manifest.json", lambda found: {**found, "files": file_checksums(path)})(path)
+
+
+def with_additions(additions: Any, **more: Any) -> Damage:
+    """A manifest that tells this of what was added."""
+    return damaged_json("manifest.json", lambda found: {**found, **more, "additions": additions})
 
 
 MANIFESTS: dict[str, Damage] = {
@@ -245,6 +259,13 @@ MANIFESTS: dict[str, Damage] = {
     "an absolute file": with_file_entry("/etc/hostname"),
     "a NUL in a name": with_file_entry("X/\x00"),
     "is a folder": lambda path: ((path / "manifest.json").unlink(), (path / "manifest.json").mkdir()),
+    "additions are a list": with_additions([], replaced={}),
+    "an addition is a number": with_additions({"graph": 3}, replaced={}),
+    "an addition without settings": with_additions({"graph": {"files": []}}, replaced={}),
+    "an addition of no file of the store": with_additions({"graph": {"config": {}, "files": ["x"]}}, replaced={}),
+    "an addition of a list": with_additions({"graph": {"config": {}, "files": [[]]}}, replaced={}),
+    "additions that replaced nothing known": with_additions({}),
+    "additions that replaced a number": with_additions({}, replaced={"zarr.json": 3}),
 }
 """What may be wrong with the manifest of a store; `check` and whatever reads the store refuse it."""
 
@@ -269,12 +290,24 @@ STORES: dict[str, Damage] = {
     "schema of another version": lambda path: change_schema(path, format_version=99),
     "schema with a bomb": lambda path: change_schema(path, sources=[bomb()]),
     "schema of fewer genes": lambda path: change_schema(path, genes=["G0"], aliases={}),
-    "a flipped byte": flipped,
+    "a flipped byte": flipped("X/data/c/0"),
+    "a flipped byte beside X": flipped("obs/size_factor/c/0"),
     "a shard cut off": lambda path: cut(0.5)(path / "X/data/c/0"),
     "a shard missing": lambda path: (path / "X/indices/c/0").unlink(),
     "obs is missing": lambda path: shutil.rmtree(path / "obs"),
+    "obs of another length": array_said("obs/size_factor", shape=[3]),
+    "labels are no zstd": said("obs/cell_type/codes/c/0", b"\x28\xb5\x2f\xfd" + b"\xff" * 30),
+    "X says another gene": array_said(
+        "X", attributes={"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [60, GENES + 1]}
+    ),
+    "X says another cell": array_said(
+        "X", attributes={"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [61, GENES]}
+    ),
+    "no schema": lambda path: shutil.rmtree(path / "uns/unicoord/schema"),
 }
-"""What may be wrong with the rest of a store."""
+"""What may be wrong with the rest of a store of 60 cells."""
+OTHER_VALUES = ("a flipped byte", "a flipped byte beside X")
+"""Of these, those that nobody can see where the manifest tells the files as they are."""
 
 
 def bomb() -> dict[str, Any]:

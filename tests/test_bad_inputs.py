@@ -7,7 +7,20 @@ from unittest import mock
 
 import bad_inputs
 import pytest
-from bad_inputs import CONFIG, DATA, GENE_SETS, H5AD, MANIFESTS, REFERENCES, SETTINGS, STORES, TABLES, TOMLS, TREES
+from bad_inputs import (
+    CONFIG,
+    DATA,
+    GENE_SETS,
+    H5AD,
+    MANIFESTS,
+    OTHER_VALUES,
+    REFERENCES,
+    SETTINGS,
+    STORES,
+    TABLES,
+    TOMLS,
+    TREES,
+)
 from references import random_cells, random_reference
 from stores import random_counts, write_store
 
@@ -83,6 +96,16 @@ def test_a_bad_store_is_refused(bring, capsys, fault):
     path = folder / "atlas.zarr"
     (MANIFESTS | STORES)[fault](path)
     assert "atlas.zarr" in refused(folder, capsys, ["check", path], DATA)
+    train = ["train", path, "--discrete", "cell_type", "--out", folder / "run"]
+    assert "atlas.zarr" in refused(folder, capsys, train, DATA)
+
+
+@pytest.mark.parametrize("fault", [fault for fault in STORES if fault not in OTHER_VALUES])
+def test_a_bad_store_is_refused_where_it_is_read_if_its_manifest_tells_it_as_it_is(bring, capsys, fault):
+    folder = bring("atlas.zarr")
+    path = folder / "atlas.zarr"
+    STORES[fault](path)
+    bad_inputs.resealed(path)
     train = ["train", path, "--discrete", "cell_type", "--out", folder / "run"]
     assert "atlas.zarr" in refused(folder, capsys, train, DATA)
 

@@ -4,6 +4,7 @@ import json
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -20,10 +21,12 @@ from hypothesis.extra import numpy as drawn_arrays
 from stores import random_counts, write_store
 
 from unicoord_atlas.config import RunConfig
-from unicoord_atlas.errors import ConfigError, DataError
+from unicoord_atlas.errors import AlreadyDone, ConfigError, DataError
+from unicoord_atlas.jobs.amend_store import amended_store, check_amendment
 from unicoord_atlas.jobs.check import run as check
 from unicoord_atlas.jobs.cli import app, run_command
 from unicoord_atlas.jobs.console_text import one_line
+from unicoord_atlas.jobs.workdir import describe_input
 from unicoord_atlas.loaders.manifest import read_manifest
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.store_files import open_files
@@ -118,14 +121,22 @@ def any_toml(text):
 
 
 def any_manifest(found):
+    """Read by all that read one before the files that it names."""
     with tempfile.TemporaryDirectory() as name:
-        (Path(name) / "manifest.json").write_text(json.dumps(found))
+        path = Path(name) / "atlas.zarr"
+        path.mkdir()
+        (path / "manifest.json").write_text(json.dumps(found))
+        assert describe_input(path)["name"] == "atlas.zarr"
         try:
-            manifest = read_manifest(open_files(Path(name)))
+            manifest = read_manifest(open_files(path))
         except DataError as error:
             assert name in str(error)
-        else:
-            assert manifest["format_version"] == 1 and isinstance(manifest["files"], dict)
+            return
+        assert manifest["format_version"] == 1 and isinstance(manifest["files"], dict)
+        with suppress(AlreadyDone):
+            check_amendment(path, "graph", {"k": 1})
+        with suppress(AlreadyDone, DataError), amended_store(path, "graph", {"k": 1}):
+            raise AlreadyDone(path)  # what it would be made of is another matter
 
 
 SETTINGS_DRAWN = st.dictionaries(
@@ -136,7 +147,18 @@ SETTINGS_DRAWN = st.dictionaries(
 TOML_DRAWN = st.binary(max_size=60) | st.text(
     st.sampled_from("[]{}=\"'.,#\n\\ abtrain.seed1e9_-+:TZ"), max_size=60
 ).map(str.encode)
-MANIFESTS = JSON | st.dictionaries(st.sampled_from(["format_version", "files", "additions", "inputs"]), JSON)
+FILES = st.sampled_from(["zarr.json", "obsp/distances/data/c/0", "../up"])
+FILES_TOLD = st.dictionaries(
+    FILES, st.fixed_dictionaries({"bytes": st.integers(), "crc32c": st.text(max_size=8)}) | JSON
+)
+ADDED = st.fixed_dictionaries({}, optional={"config": st.just({"k": 1}) | JSON, "files": st.lists(FILES) | JSON})
+NEARLY_MANIFESTS = st.fixed_dictionaries(
+    {"format_version": st.just(1), "files": FILES_TOLD},
+    optional={"additions": st.dictionaries(st.just("graph"), ADDED | JSON) | JSON, "replaced": FILES_TOLD | JSON},
+)
+MANIFESTS = (
+    JSON | st.dictionaries(st.sampled_from(["format_version", "files", "additions", "inputs"]), JSON) | NEARLY_MANIFESTS
+)
 FLIPS = st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4)
 CASES = {
     "tables": (any_table, tables()),

@@ -1,5 +1,6 @@
 """What is wrong with a store is said with its shard and rows: by `check`, by opening and by an epoch; never a hang."""
 
+import re
 import shutil
 
 import numpy as np
@@ -47,6 +48,19 @@ def whole(tmp_path_factory):
 def epoch(store):
     stream = CellStream(store, plain_columns(store), batch_size=50, seed=0)
     return np.concatenate([batch.rows_n.numpy() for batch in stream])
+
+
+def test_shards_are_named_with_their_rows_whatever_else_is_damaged_but_the_layout(whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "atlas.zarr")
+    cut_off(path / "X/data/c/1")
+    cut_off(path / "obs/size_factor/c/0")
+    for read in (check.run, open_store):
+        with pytest.raises(DataError, match=r"obs/size_factor/c/0 has \d+ bytes, not \d+") as error:
+            read(path)
+        assert re.search(r"X/data/c/1 \(shard 1, rows \d+:\d+\) has \d+ bytes", str(error.value))
+    cut_off(path / "X/zarr.json")
+    with pytest.raises(DataError, match=r"X/data/c/1 has \d+ bytes"):
+        open_store(path)
 
 
 @pytest.mark.parametrize("array", ["data", "indices"])

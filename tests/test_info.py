@@ -8,10 +8,16 @@ import pytest
 import scipy.sparse as sp
 from rich.console import Console
 
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.jobs import info
 from unicoord_atlas.jobs.ingest import IngestOptions
 from unicoord_atlas.jobs.ingest import run as ingest
+from unicoord_atlas.jobs.workdir import finished_directory
+from unicoord_atlas.jobs.write_coordinates import write_output
+from unicoord_atlas.loaders.growing_writer import growing_writer
+from unicoord_atlas.loaders.row_file import RowFile
+from unicoord_atlas.loaders.store import open_store
 
 
 def shown(path):
@@ -59,6 +65,31 @@ def test_info_tells_what_a_store_holds(tmp_path):
     assert found["labels"] == {"type": {"categories": 2, "unlabelled": 2}}
     assert found["matrices"] == {"X": "counts"}
     assert "sources (cells): some 4" in text
+
+
+def test_cells_that_a_job_has_made_are_shown_as_a_file_and_are_no_atlas(tmp_path):
+    path = tmp_path / "made.zarr"
+    with finished_directory(path, [], {}) as partial, growing_writer(partial, 3) as writer:
+        writer.append(CsrBlock(np.array([0, 2, 3]), np.array([0, 2, 1]), np.ones(3, np.float32)))
+        obs, var = (pd.DataFrame(index=list(names)) for names in ("ab", "ABC"))
+        writer.finish(obs, var, {"unicoord": {"reference": "some"}})
+    found, text = shown(path)
+    assert (found["format"], found["cells"], found["genes"]) == ("AnnData Zarr", 2, 3)
+    assert found["matrices"] == {"X": "counts (csr, float32, 2 x 3)"}
+    assert "2 cells x 3 genes" in text
+    with pytest.raises(DataError, match=r"made\.zarr is an output of unicoord-atlas, but no atlas store"):
+        open_store(path)
+
+
+def test_coordinates_without_counts_are_shown_as_a_file(tmp_path):
+    obs = pd.DataFrame({"type": ["B", "T"]}, index=["a", "b"])
+    table = RowFile(tmp_path / "table.f32", 2, 1, np.float32)
+    table.append(np.ones((2, 1), np.float32))
+    uns = {"unicoord": {"dims": np.array(["x"], object)}}
+    write_output(tmp_path / "latents.zarr", [], obs, {}, {"X_unicoord": table}, uns)
+    found, _ = shown(tmp_path / "latents.zarr")
+    assert (found["format"], found["cells"], found["genes"], found["matrices"]) == ("AnnData Zarr", 2, 0, {})
+    assert found["labels"] == {"type": {"categories": 2, "unlabelled": 0}}
 
 
 def test_info_refuses_what_is_neither(tmp_path):

@@ -117,6 +117,24 @@ def mirror_of(address="s3://runs/x"):
     return RunMirror(address, ["a", "d/"], "d/last")
 
 
+@pytest.mark.parametrize(
+    "index",
+    [
+        "[" * 100_000,
+        "[]",
+        '{"step": 1, "files": ["d/last"]}',
+        '{"step": 1, "files": {"d/last": 3}}',
+        '{"step": 1, "files": {"d/last": {"bytes": 1}}}',
+        '{"step": 1, "files": {"d/last": {"crc32c": "../../x"}}}',
+        '{"step": 1, "files": {"a": {"crc32c": "00000000"}}}',
+    ],
+)
+def test_an_index_that_does_not_tell_where_files_are_is_no_mirror(bucket, index):
+    bucket.put_object(Key="x/mirror.json", Body=index.encode())
+    with pytest.raises(DataError, match=r"s3://runs/x/mirror\.json: is no mirror of a run"):
+        mirror_of().step()
+
+
 def test_of_two_writers_one_is_refused(bucket, tmp_path):
     folder = written(tmp_path, **{"a": "1", "d/last": "1"})
     one, other = mirror_of(), mirror_of()

@@ -45,10 +45,12 @@ from unicoord_atlas.jobs import (
 from unicoord_atlas.jobs.cli import app
 from unicoord_atlas.jobs.hub import local_reference, upload
 from unicoord_atlas.jobs.parts import Part
+from unicoord_atlas.jobs.reference_cells import INDEX, INDEX_FACTS, LATENTS
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.memory import AnnDataCells
 from unicoord_atlas.model.joint_vae import JointVAE
 from unicoord_atlas.model.refinement import Refinement
+from unicoord_atlas.neighbors import lists
 from unicoord_atlas.query import QueryBatches
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.training.fine_tune import changed_tensors, with_class
@@ -330,6 +332,69 @@ def test_neighbours_need_bundled_cells_and_known_columns(folder, tmp_path):
         )
         with pytest.raises(error, match=words):
             query_neighbors.run(options)
+
+
+def index_cut_off(reference):
+    path = reference / INDEX
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def index_is_text(reference):
+    (reference / INDEX).write_text("hello")
+
+
+def index_with_lists_elsewhere(reference):
+    """An index that names another file of this machine."""
+    points = np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32)
+    index = lists.empty_lists(points, 0)
+    list_n = lists.lists_of(index, points)
+    ends = np.cumsum(np.bincount(list_n, minlength=index.nlist))
+    lists.put_lists_in_file(index, reference.parent / "elsewhere", points[np.argsort(list_n, kind="stable")], ends)
+    lists.save_lists(index, reference / INDEX)
+
+
+def index_of_other_cells(reference):
+    lists.save_lists(
+        lists.build_lists(np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32), 0), reference / INDEX
+    )
+
+
+def index_without_probes(reference):
+    facts = json.loads((reference / INDEX_FACTS).read_text())
+    (reference / INDEX_FACTS).write_text(json.dumps({"cells": facts["cells"]}))
+
+
+BAD_INDICES = {
+    index_cut_off: "is cut off|cannot be read",
+    index_is_text: "cannot be read",
+    index_with_lists_elsewhere: "do not lie in this file",
+    index_of_other_cells: "not of the cells in",
+    index_without_probes: "probes = None is no number",
+}
+
+
+@pytest.mark.parametrize("damage", BAD_INDICES)
+def test_a_bad_index_of_cells_is_refused_by_name(folder, tmp_path, damage):
+    reference = shutil.copytree(folder / "reference", tmp_path / "reference")
+    damage(reference)
+    options = query_neighbors.QueryNeighborsOptions(folder / "mapped.h5ad", reference, tmp_path / "near.csv", 3)
+    with pytest.raises(DataError, match=r"neighbors\.(faiss|json): has a wrong checksum"):
+        query_neighbors.run(options)
+    (reference / "manifest.json").unlink()  # of a reference that somebody has put together
+    with pytest.raises(DataError, match=rf"neighbors\.(faiss|json): .*({BAD_INDICES[damage]})"):
+        query_neighbors.run(options)
+    assert not (tmp_path / "near.csv").exists()
+
+
+def test_a_flipped_byte_of_the_bundled_cells_is_not_read(folder, tmp_path):
+    reference = shutil.copytree(folder / "reference", tmp_path / "reference")
+    (path,) = (path for path in (reference / LATENTS / "obsm/X_unicoord_bio/c").rglob("*") if path.is_file())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    options = query_neighbors.QueryNeighborsOptions(folder / "mapped.h5ad", reference, tmp_path / "near.csv", 3)
+    with pytest.raises(DataError, match=r"obsm/X_unicoord_bio/c/0/0 has a wrong checksum"):
+        query_neighbors.run(options)
 
 
 def test_coordinates_by_another_model_are_not_bundled(folder, tmp_path):

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from unicoord_atlas.errors import AlreadyDone, DataError
 from unicoord_atlas.jobs import check
+from unicoord_atlas.jobs.full_disk import full_disk_named
 from unicoord_atlas.jobs.workdir import finished_directory, finished_file, scratch_folder
 from unicoord_atlas.loaders import row_file
 from unicoord_atlas.loaders.row_file import RowFile
@@ -151,6 +152,14 @@ def test_full_disk_is_told_in_one_line(tmp_path):
         with finished_directory(tmp_path / "out", [], {}):
             with open("/dev/full", "w") as full:
                 full.write("x" * 10)
+
+
+def test_a_full_disk_that_a_library_tells_in_words_is_told_in_one_line(tmp_path):
+    faiss = pytest.importorskip("faiss")
+    index = faiss.IndexFlatL2(50)
+    index.add(np.zeros((20_000, 50), np.float32))
+    with pytest.raises(DataError, match="the disk is full; free some space"), full_disk_named(tmp_path):
+        faiss.write_index(index, "/dev/full")
 
 
 def append_row(folder):

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -106,6 +107,24 @@ def test_other_codecs_are_read_through_zarr(counts, tmp_path, shards):
         )
     read = open_store(tmp_path / "atlas.zarr").read_ranges(np.array([[150, 290], [0, 60]]))
     assert_rows_equal(read, counts[np.r_[150:290, 0:60]])
+
+
+@pytest.mark.parametrize("export_is_there", [True, False])
+def test_an_index_past_the_last_gene_is_refused_wherever_it_is_read(counts, tmp_path, monkeypatch, export_is_there):
+    if not export_is_there:
+        monkeypatch.setattr(shard_reader, "_blosc_get_item", lambda: None)
+    narrow = replace(small_layout(counts), num_genes=NUM_GENES - 10)
+    with finished_directory(tmp_path / "atlas.zarr", [], {}) as partial:
+        write_rows(partial, narrow, counts)
+        finish(partial, narrow)
+    store = open_store(tmp_path / "atlas.zarr")
+    beyond = np.maximum.reduceat(np.append(counts.indices, 0), counts.indptr[:-1]) >= narrow.num_genes
+    beyond &= np.diff(counts.indptr) > 0
+    sound = np.flatnonzero(~beyond)
+    assert_rows_equal(store.read_ranges(np.stack([sound, sound + 1], axis=1)), counts[sound])
+    for row in np.flatnonzero(beyond)[:20].tolist():
+        with pytest.raises(DataError, match=r"X/indices/c/\d+ \(shard \d+, rows \d+:\d+\): .* not in 0\.\.109"):
+            store.read_ranges(np.array([[row, row + 1]]))
 
 
 def test_buffer_is_used_again(atlas, counts):

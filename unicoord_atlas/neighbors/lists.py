@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unicoord_atlas.errors import ConfigError
+from unicoord_atlas.errors import ConfigError, DataError
 
 from .space_order import split_order
 
@@ -33,6 +33,7 @@ SEARCHED, SEARCHED_APART = 512, 4
 SEARCHED_CODED = 64
 """Queries that are searched for in codes together: a table for each of a query's lists is in memory meanwhile."""
 _CODE_BITS = 4
+_ID_BYTES = 8
 _POINTS_PER_CODE = 4096
 """Of a dimension, to choose its codes on."""
 
@@ -170,17 +171,42 @@ def save_lists(index: Any, path: Path) -> None:
     partial.replace(path)
 
 
-def load_lists(path: Path) -> Any:
-    """Read an index, mapped into memory, so that processes share it; one of codes is read whole."""
+def load_lists(path: Path, shared: bool = False) -> Any:
+    """Read an index, mapped into memory, so that processes share it; one of codes is read whole.
+
+    Parameters
+    ----------
+    shared
+        It may come from anybody, so all its lists must lie in the file itself: an index can name any other file of
+        this machine, which would be mapped in their place.
+
+    Raises
+    ------
+    DataError
+        If they do not.
+    """
     faiss = import_faiss()
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     lists = faiss.downcast_InvertedLists(index.invlists)
+    if shared:
+        _require_inside(path, lists)
     if not isinstance(lists, faiss.OnDiskInvertedLists):
         return index  # of codes, in memory
     if lists.ptr is None:  # they lie in a file of their own
         lists.do_mmap()
     lists.prefetch_nthread = 0  # 32 threads that read ahead what the cache has take as long as the search
     return index
+
+
+def _require_inside(path: Path, lists: Any) -> None:
+    """DataError unless lists that were just read lie in their index's file, to the last byte."""
+    if not isinstance(lists, import_faiss().OnDiskInvertedLists) or lists.ptr is None or not lists.nlist:
+        raise DataError(f"{path}: its lists do not lie in this file; export the reference again")
+    start = int(lists.get_codes(0)) - int(lists.ptr)
+    num_points = sum(lists.list_size(number) for number in range(lists.nlist))
+    stop = start + num_points * (lists.code_size + _ID_BYTES)
+    if not 0 <= start <= stop <= lists.totsize:
+        raise DataError(f"{path}: is cut off: its lists end at {stop} bytes, the file at {lists.totsize}")
 
 
 def let_go_of_lists(index: Any) -> None:
