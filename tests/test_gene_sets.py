@@ -1,4 +1,5 @@
 from functools import partial
+from itertools import pairwise
 
 import anndata
 import numpy as np
@@ -13,7 +14,7 @@ from stores import random_counts, write_store
 from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.gene_sets.activities import activity_table
-from unicoord_atlas.gene_sets.aucell import RankWeights, keys_of, max_rank, mixed
+from unicoord_atlas.gene_sets.aucell import RankWeights, keys_of, max_rank, mixed, tie_weights
 from unicoord_atlas.gene_sets.entropy import NullEntropies, entropies, null_entropies, size_grid
 from unicoord_atlas.gene_sets.gmt import GeneSet, gmt_text, present_sets, read_gmt
 from unicoord_atlas.gene_sets.mean_z import StandardValues
@@ -252,6 +253,21 @@ def test_forest_without_levels_splits_between_all_scores():
     of_levels = forest_importance(scores, types, 12, 3, 1)
     assert (found != of_levels).any()
     np.testing.assert_array_equal(of_levels, forest_importance(levels(scores, 64), types, 12, 3, 1, num_levels=0))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.float32])
+def test_ties_weigh_what_their_places_do_on_average(dtype):
+    """Many cells of few counts, and few of many: both ways to rank them, against every place by itself."""
+    rng = np.random.default_rng(3)
+    for rows, highest in ((40, 6), (2, 250)):
+        indptr = np.cumsum([0, *rng.integers(0, 120, rows), 0])
+        data = rng.integers(1, highest, indptr[-1]).astype(dtype)
+        expected = []
+        for start, stop in pairwise(indptr):
+            place = stats.rankdata(-data[start:stop].astype(np.float64), method="ordinal")
+            weight = np.maximum(50 - place, 0)
+            expected += [weight[data[start:stop] == value].mean() for value in data[start:stop]]
+        np.testing.assert_allclose(tie_weights(indptr, data, 50), expected, rtol=1e-6)
 
 
 def test_p_values_come_from_random_sets_of_the_size():
