@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from unicoord_atlas.normalization import Normalization
 
     from .soma_open import OpenExperiment
-    from .soma_store import SomaStore
     from .store import CellStore
 
 MEASUREMENT, LAYER = "RNA", "data"
@@ -144,26 +143,6 @@ def _begin(out: Path, store: CellStore, tables: anndata.AnnData) -> None:
         measurement = experiment.ms[MEASUREMENT]
         matrices = measurement["X"] if "X" in measurement else measurement.add_new_collection("X")
         _new_matrix(matrices, store).close()
-
-
-def write_obsm(store: SomaStore, key: str, table: NDArray[np.generic]) -> None:
-    """Add a table with a row a cell of the store to its experiment; other cells get NaN.
-
-    Raises
-    ------
-    DataError
-        If there is a table of that name.
-    """
-    library, address = tiledbsoma(), store.address
-    with library.Experiment.open(address.uri, context=soma_context()) as experiment:
-        measurement = experiment.ms[address.measurement]
-        if "obsm" in measurement and key in measurement.obsm:
-            raise DataError(f"{address.uri}: has obsm/{key} already; choose other names by --prefix")
-        num_cells = experiment.obs.count
-    whole = np.full((num_cells, table.shape[1]), np.nan, table.dtype)
-    whole[store.joinids] = table
-    with library.Experiment.open(address.uri, "w", context=soma_context()) as experiment:
-        soma_io().add_matrix_to_collection(experiment, address.measurement, "obsm", key, whole, context=soma_context())
 
 
 def soma_io() -> Any:
