@@ -324,6 +324,20 @@ def test_damaged_counts_are_named(folder, tmp_path):
         store.read_ranges(np.array([[0, NUM_CELLS]]))
 
 
+@pytest.mark.parametrize("part", ["d0", "d1", "a0"])
+def test_a_changed_byte_of_cells_genes_or_counts_is_noticed(folder, tmp_path, part):
+    """Of ingest, too, which writes by the same function."""
+    copy = shutil.copytree(folder / "atlas.soma", tmp_path / "copy.soma")
+    store = open_store(copy)
+    (values,) = copy.glob(f"ms/RNA/X/data/__fragments/*/{part}.tdb")
+    content = bytearray(values.read_bytes())
+    content[-1] ^= 1  # of the last tile's data, not of what TileDB says of it
+    values.write_bytes(content)
+    with pytest.raises(DataError, match=r"(?s)X/data: cannot be read .*[Cc]hecksum") as noticed:
+        store.read_ranges(np.array([[0, NUM_CELLS]]))
+    assert noticed.value.exit_code == 65
+
+
 def test_counts_changed_behind_their_normalization_are_refused(folder, tmp_path):
     copy = shutil.copytree(folder / "atlas.soma", tmp_path / "copy.soma")
     one = {"soma_dim_0": [0], "soma_dim_1": [0], "soma_data": pa.array([3], pa.uint8())}
