@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,20 @@ from tqdm import tqdm
 
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.loaders.graph_store import fingerprint_of
+from unicoord_atlas.loaders.locks import held
 from unicoord_atlas.loaders.manifest import read_manifest
-from unicoord_atlas.loaders.object_address import shown
-from unicoord_atlas.loaders.soma_address import is_soma
+from unicoord_atlas.loaders.object_address import object_address, shown
+from unicoord_atlas.loaders.soma_address import is_soma, store_path
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.store_files import open_files, open_zarr
 from unicoord_atlas.loaders.zarr_copy import copy_to_zarr, require_equal
 
 from .mapped_file import read_mapped
-from .workdir import finished_directory, require_local
+from .workdir import finished_directory, require_local, written_by_us
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from unicoord_atlas.loaders.store import CellStore
@@ -87,21 +90,31 @@ def add_latents(options: AddLatentsOptions) -> dict[str, Any]:
 
     Raises
     ------
+    AlreadyDone
+        If the experiment has these very tables.
     DataError
-        If the cells are not those of the experiment (of its filter, if the address has one).
+        If the cells are not those of the experiment (of its filter, if the address has one), or it has other tables of
+        these names.
     """
-    from unicoord_atlas.loaders.soma_store import SomaStore  # late: tiledbsoma takes seconds
-    from unicoord_atlas.loaders.soma_written import write_obsm
+    from unicoord_atlas.loaders.soma_latents import put_latents  # late: tiledbsoma takes seconds
+    from unicoord_atlas.loaders.soma_store import SomaStore
 
     if not is_soma(options.soma):
         raise DataError(f"{shown(options.soma)}: is no SOMA Experiment")
     store, latents = SomaStore(str(options.soma)), read_mapped(options.latents)
     if not store.obs([]).index.equals(latents.obs_names):
         raise DataError(f"{options.latents}: its cells are not those of {store.uri}; export latents of that")
-    tables = {f"{options.prefix}{key}": np.asarray(table, np.float32) for key, table in latents.obsm.items()}
-    for key, table in tables.items():
-        write_obsm(store, key, table)
-    return {"soma": store.uri, "cells": store.n_obs, "obsm": sorted(tables)}
+    # TileDB keeps no table without columns.
+    tables = {key: np.asarray(table, np.float32) for key, table in latents.obsm.items() if table.shape[1]}
+    if not tables:
+        raise DataError(f"{options.latents}: holds no coordinates; give what export-latents wrote")
+    place = store_path(options.soma)
+    far = object_address(place) is not None  # who else writes there is not known
+    alone: AbstractContextManager[None] = nullcontext() if far else written_by_us(place, held(place, wait=False))
+    with alone:
+        if not put_latents(options.soma, options.prefix, tables):
+            raise AlreadyDone(options.soma)
+    return {"soma": store.uri, "cells": store.n_obs, "obsm": sorted(f"{options.prefix}{key}" for key in tables)}
 
 
 def _write(partial: Path, store: CellStore, path: Path, progress: Callable[[int], object]) -> None:

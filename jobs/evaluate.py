@@ -153,29 +153,37 @@ def _truth(obs: pd.DataFrame, column: str, label: str, options: EvaluateOptions)
     return result
 
 
-def _parents_above(facts: dict[str, Any], label: str) -> list[dict[str, str]]:
-    """The parent of each category, level by level from the label upwards."""
+def _parents_above(facts: dict[str, Any], label: str) -> list[dict[str, set[str]]]:
+    """The parents of each category, level by level from the label upwards."""
     levels = []
     ties = facts.get("parents", {})
     while label in ties:
         tie = ties[label]
-        levels.append({str(child): str(parent) for child, parent in zip(tie["children"], tie["parents"], strict=True)})
-        label = str(tie["level"])
+        label, children = str(tie["level"]), [str(child) for child in tie["children"]]
+        parents: dict[str, set[str]] = {child: set() for child in children}
+        if "pairs" in tie:
+            for child, parent in np.asarray(tie["pairs"]):
+                parents[children[child]].add(str(facts["categories"][label][parent]))
+        else:  # an older file: one of them, or ""
+            for name, parent in zip(children, map(str, tie["parents"]), strict=True):
+                parents[name] |= {parent} - {""}
+        levels.append(parents)
     return levels
 
 
 def _call_metrics(
-    obs: pd.DataFrame, label: str, truth: NDArray[np.str_], inside: NDArray[np.bool_], above: list[dict[str, str]]
+    obs: pd.DataFrame,
+    label: str,
+    truth: NDArray[np.str_],
+    inside: NDArray[np.bool_],
+    above: list[dict[str, set[str]]],
 ) -> dict[str, float]:
     """How many cells of known types are called, and how many of these calls name the type or one of its ancestors."""
     if f"{label}_call" not in obs:
         return {}
     calls = obs[f"{label}_call"].to_numpy(str)[inside]
-    names = truth[inside]
-    right = calls == names
-    for parents in above:
-        names = np.array([parents.get(str(name), "") for name in names])
-        right |= calls == names
+    lineages = {name: set[str]().union(*evaluation.ancestry(name, above)) for name in np.unique(truth[inside]).tolist()}
+    right = np.array([call in lineages[name] for call, name in zip(calls, truth[inside], strict=True)])
     called = calls != UNASSIGNED
     metrics = {"called": float(called.mean())}
     return metrics | ({"accuracy_of_calls": float(right[called].mean())} if called.any() else {})

@@ -133,6 +133,18 @@ def folders(address: str) -> list[str]:
     return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in listed["common_prefixes"])
 
 
+def remove_below(address: str) -> None:
+    """Remove all objects below an address; there may be none."""
+    import obstore
+
+    def remove(store: Any) -> None:
+        names = [entry["path"] for batch in obstore.list(store, chunk_size=1000) for entry in batch]
+        if names:
+            obstore.delete(store, names)
+
+    open_objects(address, READING).ask("what a killed writer left there", remove)
+
+
 def s3_endpoint() -> str | None:
     """Address of the S3 server, if it is not Amazon's."""
     return next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), None)

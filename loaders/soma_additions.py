@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import anndata
 import numpy as np
@@ -19,6 +19,8 @@ import pyarrow as pa
 
 from unicoord_atlas.errors import DataError
 
+from .object_address import object_address
+from .object_open import remove_below
 from .soma_address import SomaAddress
 from .soma_open import OpenExperiment, soma_context, tiledbsoma
 from .soma_rows import COLUMNS, ROWS, VALUES
@@ -29,10 +31,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+LATENTS = "latents"
+"""How the names of additions end that are coordinates, which nothing else is made of."""
 _COLLECTIONS = ("obsm", "varm", "obsp", "uns")
 _NAME = "unicoord_addition_"
 _ROWS_TOGETHER = 65_536
 _TILE_ROWS = 2_048
+_OTHER_ATLAS = "remove it, or work on an atlas.zarr made by `unicoord-atlas convert`"
 
 
 def addition_of(found: OpenExperiment, part: str) -> dict[str, Any] | None:
@@ -42,10 +47,11 @@ def addition_of(found: OpenExperiment, part: str) -> dict[str, Any] | None:
 
 
 def all_additions(path: Path) -> dict[str, Any]:
-    """The records of all that was added to the experiment at an address, whole or not, by their names."""
+    """The records of what was added to the experiment at an address, but for coordinates, whole or not, by names."""
     found = opened(path)  # held: what is read from is closed with it
     metadata = found.measurement.metadata
-    return {name: json.loads(metadata[name]) for name in sorted(metadata) if name.startswith(_NAME)}
+    names = [name for name in sorted(metadata) if name.startswith(_NAME) and not name.endswith(LATENTS)]
+    return {name: json.loads(metadata[name]) for name in names}
 
 
 def opened(path: Path) -> OpenExperiment:
@@ -67,26 +73,28 @@ def same_rows(path: Path, rows: Mapping[str, str | None]) -> OpenExperiment | No
     return found if rows_are(found) == dict(rows) else None
 
 
-def put_addition(found: OpenExperiment, part: str, config: Mapping[str, Any], group: Any) -> None:
-    """Add the elements of a Zarr group, as AnnData writes them, for the cells of the store; others get NaN, or nothing.
+def put_addition(
+    found: OpenExperiment, part: str, config: Mapping[str, Any], group: Any, way_out: str = _OTHER_ATLAS
+) -> None:
+    """Add elements for the cells of the store; others get NaN, or nothing.
 
     Parameters
     ----------
     found
-        An experiment on this machine, and which of its cells the rows are.
+        An experiment, and which of its cells the rows are.
     part
         Name of the addition; another one of this name is taken out first.
     config
         What tells it from others.
     group
-        obsm, varm, obsp and uns, as far as they are there.
+        obsm, varm, obsp and uns, as far as they are there: a Zarr group as AnnData writes it, or tables in memory.
 
     Raises
     ------
     DataError
         See `require_free`; nothing is written then.
     """
-    require_free(found, part, group)
+    require_free(found, part, group, way_out)
     joinids, num_cells = found.joinids(), found.experiment.obs.count
     known, added = _known_elements(found, part), _elements(group)
     uri, measurement = found.address.uri, str(found.address.measurement)
@@ -96,11 +104,12 @@ def put_addition(found: OpenExperiment, part: str, config: Mapping[str, Any], gr
     with tiledbsoma().Experiment.open(uri, "w", context=soma_context()) as experiment:
         target = experiment.ms[measurement]
         for element in added:
-            name, key = element.split("/")
+            name, key = element.split("/", 1)
             if name != "uns":
-                _write_element(_collection(target, name), name, key, group[element], joinids, num_cells)
+                _write_element(_collection(target, name), name, key, group[name][key], joinids, num_cells)
     facts = {key: anndata.io.read_elem(group[f"uns/{key}"]) for key in sorted(group["uns"])} if "uns" in group else {}
-    _write_facts(uri, measurement, facts)
+    if facts:
+        _write_facts(uri, measurement, facts)
     write_record(uri, measurement, part, config, added)
 
 
@@ -126,14 +135,11 @@ def record_additions(path: Path, additions: Mapping[str, Mapping[str, Any]], mad
         write_record(found.address.uri, str(found.address.measurement), part, config, elements)
 
 
-def require_free(found: OpenExperiment, part: str, group: Any) -> None:
+def require_free(found: OpenExperiment, part: str, group: Any, way_out: str = _OTHER_ATLAS) -> None:
     """DataError if the experiment has an element of one of the names that is of no earlier addition."""
     there = {f"{name}/{key}" for name in _COLLECTIONS for key in found.measurement.get(name, ())}
     if taken := sorted(there.intersection(_elements(group)) - _known_elements(found, part)):
-        raise DataError(
-            f"{found.address.uri} has {', '.join(taken)} already, which {part} would write; "
-            "remove it, or work on an atlas.zarr made by `unicoord-atlas convert`"
-        )
+        raise DataError(f"{found.address.uri} has {', '.join(taken)} already, which {part} would write; {way_out}")
 
 
 def write_record(
@@ -143,27 +149,6 @@ def write_record(
     record = {"config": dict(config), "elements": elements, "whole": whole}
     with tiledbsoma().Experiment.open(uri, "w", context=soma_context()) as experiment:
         experiment.ms[measurement].metadata[_name(part)] = json.dumps(record)
-
-
-def graph_rows(
-    array: Any, joinids: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
-    """A matrix between the cells of the store as CSR: indptr (n + 1,), columns ascending in each row, values.
-
-    All is in memory, 8 bytes an entry.  DataError if an entry is of no cell of the store.
-    """
-    lengths_n, columns_of, values_of = np.zeros(len(joinids), np.int64), [], []
-    for start in range(0, len(joinids), _ROWS_TOGETHER):
-        part = joinids[start : start + _ROWS_TOGETHER]
-        table = array.read((slice(int(part[0]), int(part[-1])),)).tables().concat()
-        rows, columns = (np.searchsorted(joinids, table.column(name).to_numpy()) for name in (ROWS, COLUMNS))
-        if not np.array_equal(joinids[np.minimum(columns, len(joinids) - 1)], table.column(COLUMNS).to_numpy()):
-            raise DataError(f"{array.uri}: has neighbours that are no cells of the store; build the graph again")
-        order = np.lexsort((columns, rows))
-        columns_of.append(columns[order].astype(np.int32))
-        values_of.append(table.column(VALUES).to_numpy()[order].astype(np.float32))
-        lengths_n[start : start + len(part)] = np.bincount(rows - start, minlength=len(part))
-    return np.concatenate([[0], np.cumsum(lengths_n)]), np.concatenate(columns_of), np.concatenate(values_of)
 
 
 def _elements(group: Any) -> list[str]:
@@ -185,18 +170,26 @@ def _name(part: str) -> str:
 
 
 def _take_out(uri: str, measurement: str, element: str) -> None:
-    """Remove a member from its collection, and then its files; those, too, that a killed writer left."""
-    name, key = element.split("/")
+    """Remove a member from its collection, and then its files; those, too, that a killed writer left in none."""
+    name, key = element.split("/", 1)
     with tiledbsoma().Experiment.open(uri, "w", context=soma_context()) as experiment:
         target = experiment.ms[measurement]
         if name not in target:
-            return
-        collection = target[name]
-        folder = Path(unquote(urlsplit(collection.uri).path)) / key
-        if key in collection:
-            folder = Path(unquote(urlsplit(collection[key].uri).path))
-            del collection[key]
-    shutil.rmtree(folder, ignore_errors=True)
+            place = f"{target.uri.rstrip('/')}/{name}"
+        elif key not in target[name]:
+            place = f"{target[name].uri.rstrip('/')}/{_folder_of(key)}"
+        else:
+            place = target[name][key].uri
+            del target[name][key]
+    if object_address(place) is not None:
+        remove_below(place)
+    else:
+        shutil.rmtree(Path(unquote(urlsplit(place).path)), ignore_errors=True)
+
+
+def _folder_of(key: str) -> str:
+    """The folder of an element, in letters that are the same in a path and in an address."""
+    return quote(key, safe="").replace("~", "%7E").replace("%", "~")
 
 
 def _collection(measurement: Any, name: str) -> Any:
@@ -210,7 +203,7 @@ def _write_element(
         _write_graph(collection, key, element, joinids, num_cells)
     elif name == "varm":
         _write_table(collection, key, element.shape, element.dtype, iter([(0, element[:])])).close()
-    elif element.attrs["encoding-type"] == "dataframe":
+    elif not isinstance(element, np.ndarray) and element.attrs["encoding-type"] == "dataframe":
         columns = list(element.attrs["column-order"])
         arrays = [element[column] for column in columns]
         blocks = _spread(joinids, num_cells, lambda lo, hi: np.stack([array[lo:hi] for array in arrays], axis=1))
@@ -229,7 +222,8 @@ def _write_table(
     dtype: np.dtype[Any],
     blocks: Iterator[tuple[int, NDArray[Any]]],
 ) -> Any:
-    array = collection.add_new_dense_ndarray(key, type=pa.from_numpy_dtype(dtype), shape=shape)
+    kind = pa.from_numpy_dtype(dtype)
+    array = collection.add_new_dense_ndarray(key, uri=_folder_of(key), type=kind, shape=shape)
     for start, block_nd in blocks:
         where = (slice(start, start + len(block_nd) - 1), slice(0, shape[1] - 1))
         array.write(where, pa.Tensor.from_numpy(np.ascontiguousarray(block_nd)))

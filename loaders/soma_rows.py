@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .store import CsrBuffer
 
 ROWS, COLUMNS, VALUES = "soma_dim_0", "soma_dim_1", "soma_data"
+_ROWS_TOGETHER = 65_536
+"""Of a matrix between cells."""
 
 
 def entries_of(
@@ -104,6 +106,27 @@ def read_rows(
     matrix = coo_array((data, (rows, indices.astype(np.int32))), shape=(len(joinids), num_genes)).tocsr()
     matrix.sort_indices()
     return CsrBlock(indptr, matrix.indices.astype(dtypes[0]), matrix.data)
+
+
+def graph_rows(
+    array: Any, joinids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    """A matrix between the cells of the store as CSR: indptr (n + 1,), columns ascending in each row, values.
+
+    All is in memory, 8 bytes an entry.  DataError if an entry is of no cell of the store.
+    """
+    lengths_n, columns_of, values_of = np.zeros(len(joinids), np.int64), [], []
+    for start in range(0, len(joinids), _ROWS_TOGETHER):
+        part = joinids[start : start + _ROWS_TOGETHER]
+        table = array.read((slice(int(part[0]), int(part[-1])),)).tables().concat()
+        rows, columns = (np.searchsorted(joinids, table.column(name).to_numpy()) for name in (ROWS, COLUMNS))
+        if not np.array_equal(joinids[np.minimum(columns, len(joinids) - 1)], table.column(COLUMNS).to_numpy()):
+            raise DataError(f"{array.uri}: has neighbours that are no cells of the store; build the graph again")
+        order = np.lexsort((columns, rows))
+        columns_of.append(columns[order].astype(np.int32))
+        values_of.append(table.column(VALUES).to_numpy()[order].astype(np.float32))
+        lengths_n[start : start + len(part)] = np.bincount(rows - start, minlength=len(part))
+    return np.concatenate([[0], np.cumsum(lengths_n)]), np.concatenate(columns_of), np.concatenate(values_of)
 
 
 def _sorted(rows: NDArray[np.int32], columns: NDArray[Any]) -> bool:

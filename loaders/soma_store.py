@@ -20,11 +20,11 @@ from unicoord_atlas.schema import AtlasSchema, Source
 from .cell_names import arrow_index
 from .labels import LabelRules, join_labels, labels_of
 from .plan import expand_ranges
-from .soma_additions import addition_of, graph_rows
+from .soma_additions import addition_of
 from .soma_address import SomaAddress
 from .soma_facts import cached_facts
 from .soma_open import JOINID, OpenExperiment
-from .soma_rows import COLUMNS, ROWS, VALUES, read_rows
+from .soma_rows import COLUMNS, ROWS, VALUES, graph_rows, read_rows
 from .soma_written import obsm_columns, written_facts
 from .store import CsrBuffer
 from .take_rows import take_rows
@@ -146,7 +146,7 @@ class SomaStore:
         return int(self._opened.measurement.obsp[key].nnz)
 
     def graph(self, key: str) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
-        """A matrix between cells; see `soma_additions.graph_rows`."""
+        """A matrix between cells; see `soma_rows.graph_rows`."""
         return graph_rows(self._opened.measurement.obsp[key], self.joinids)
 
     def read_ranges(self, ranges: NDArray[np.int64], out: CsrBuffer | None = None) -> CsrBlock:

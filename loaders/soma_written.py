@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from unicoord_atlas.normalization import Normalization
 
     from .soma_open import OpenExperiment
-    from .soma_store import SomaStore
     from .store import CellStore
 
 MEASUREMENT, LAYER = "RNA", "data"
@@ -50,8 +49,11 @@ MADE_COLUMNS = "unicoord_columns"
 """The same, as JSON, in the metadata of a table that was added later."""
 _TILE_ROWS = 256
 _ROWS_TOGETHER = 50_000
-_FILTERS = {"filters": ["ByteShuffleFilter", "LZ4Filter"]}
+_CHECKSUM = "ChecksumSHA256Filter"
+"""The last filter, so that it is taken of the bytes on disk: TileDB compares it whenever it reads a tile."""
+_FILTERS = {"filters": ["ByteShuffleFilter", "LZ4Filter", _CHECKSUM]}
 """Of coordinates: a fifth faster to read than TileDB's zstd, a sixth larger."""
+_VALUE_FILTERS = {"filters": ["ZstdFilter", _CHECKSUM]}
 
 
 def written_facts(
@@ -146,26 +148,6 @@ def _begin(out: Path, store: CellStore, tables: anndata.AnnData) -> None:
         _new_matrix(matrices, store).close()
 
 
-def write_obsm(store: SomaStore, key: str, table: NDArray[np.generic]) -> None:
-    """Add a table with a row a cell of the store to its experiment; other cells get NaN.
-
-    Raises
-    ------
-    DataError
-        If there is a table of that name.
-    """
-    library, address = tiledbsoma(), store.address
-    with library.Experiment.open(address.uri, context=soma_context()) as experiment:
-        measurement = experiment.ms[address.measurement]
-        if "obsm" in measurement and key in measurement.obsm:
-            raise DataError(f"{address.uri}: has obsm/{key} already; choose other names by --prefix")
-        num_cells = experiment.obs.count
-    whole = np.full((num_cells, table.shape[1]), np.nan, table.dtype)
-    whole[store.joinids] = table
-    with library.Experiment.open(address.uri, "w", context=soma_context()) as experiment:
-        soma_io().add_matrix_to_collection(experiment, address.measurement, "obsm", key, whole, context=soma_context())
-
-
 def soma_io() -> Any:
     """What exchanges experiments with AnnData; importing tiledbsoma does not import it."""
     tiledbsoma()
@@ -181,7 +163,7 @@ def _new_matrix(matrices: Any, store: CellStore) -> Any:
         LAYER,
         type=pa.from_numpy_dtype(dtype),
         shape=(store.n_obs, store.n_vars),
-        platform_config=tiledbsoma().TileDBCreateOptions(dims=tiles),
+        platform_config=tiledbsoma().TileDBCreateOptions(dims=tiles, attrs={VALUES: _VALUE_FILTERS}),
     )
 
 

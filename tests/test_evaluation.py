@@ -1,10 +1,16 @@
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from references import CLASSES, random_reference
 from scipy.stats import ttest_ind
 from sklearn.metrics import log_loss, precision_recall_fscore_support, roc_auc_score
 
-from unicoord_atlas import evaluation
+from unicoord_atlas import evaluation, lineage
+from unicoord_atlas.calls import UNASSIGNED, ParentShares
+from unicoord_atlas.coordinate_facts import facts_of
+from unicoord_atlas.jobs import evaluate
+from unicoord_atlas.lineage import Tie
 
 
 def labelled(n: int = 500) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -56,9 +62,42 @@ def test_selective_accuracy_leaves_out_the_least_confident():
 
 
 def test_the_right_parent_is_half_right():
-    above = [{"CD4": "T", "CD8": "T", "Mono": "Myeloid"}]
+    above = [{"CD4": {"T"}, "CD8": {"T"}, "Mono": {"Myeloid"}}]
     true, predicted = np.array(["CD4", "CD4", "CD4"]), np.array(["CD4", "CD8", "Mono"])
     assert evaluation.hierarchical_f1(true, predicted, above) == pytest.approx((2 + 1 + 0) / 6)
+
+
+def test_a_class_of_two_parents_counts_under_both(tmp_path):
+    """In a file of coordinates, and as the run's own metric of that name counts; an older file knows one parent."""
+    shares = ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0))  # of B, NK and T in 10x and Drop-seq
+    reference = random_reference(0)
+    tree = ParentShares(parent="platform", child="cell_type", shares=shares)
+    reference.config = reference.config.model_copy(update={"parent_shares": (tree,)})
+    mapped = anndata.AnnData(obs=pd.DataFrame(index=["a"]), uns={"unicoord": facts_of(reference)})
+    mapped.write_h5ad(tmp_path / "mapped.h5ad")
+    facts = anndata.read_h5ad(tmp_path / "mapped.h5ad").uns["unicoord"]
+    above = evaluate._parents_above(facts, "cell_type")
+    assert above == [{"B": {"10x"}, "NK": {"10x", "Drop-seq"}, "T": {"Drop-seq"}}]
+
+    true, predicted = np.array(["NK", "NK", "B", "T"]), np.array(["T", "NK", "NK", "B"])
+    found = evaluation.hierarchical_f1(true, predicted, above)
+    assert found == pytest.approx(2 * (1 + 3 + 1 + 0) / ((3 + 2) + (3 + 3) + (2 + 3) + (2 + 2)))
+    codes = [np.array([CLASSES.index(name) for name in names]) for names in (true, predicted)]
+    tie = Tie.of("platform", "cell_type", shares)
+    assert found == pytest.approx(lineage.hierarchical_f1(*codes, [tie], [2]))
+
+    obs = pd.DataFrame({"cell_type_call": ["Drop-seq", "10x", "Drop-seq", UNASSIGNED]})
+    metrics = evaluate._call_metrics(obs, "cell_type", true, np.ones(4, bool), above)
+    assert metrics == {"called": 0.75, "accuracy_of_calls": pytest.approx(2 / 3)}
+
+    del facts["parents"]["cell_type"]["pairs"]
+    assert evaluate._parents_above(facts, "cell_type") == [{"B": {"10x"}, "NK": {"10x"}, "T": {"Drop-seq"}}]
+
+
+def test_a_class_of_no_parent_shares_none_with_another():
+    above = [{"CD4": {"T"}, "new": set()}]
+    assert evaluation.hierarchical_f1(np.array(["new"]), np.array(["older"]), above) == 0
+    assert evaluation.hierarchical_f1(np.array(["new", "CD4"]), np.array(["new", "CD4"]), above) == 1
 
 
 def test_explained_variance_is_the_share_between_groups_and_the_squared_correlation():

@@ -14,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from two_ranks import BAD_STEP, CASES, CELLS, FixedBatches
+from two_ranks import train as train_case
 
 from unicoord_atlas.config import TrainConfig
 from unicoord_atlas.errors import ConfigError, DataError, UnicoordError, UsageError
 from unicoord_atlas.jobs.launch import LaunchOptions, exit_code
+from unicoord_atlas.training import loop
 from unicoord_atlas.training.checkpoint import (
     Parts,
     Progress,
@@ -26,7 +28,13 @@ from unicoord_atlas.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from unicoord_atlas.training.metrics import append_metrics, drop_metrics_after, read_metrics, require_finite_weights
+from unicoord_atlas.training.metrics import (
+    FirstNotFinite,
+    append_metrics,
+    drop_metrics_after,
+    read_metrics,
+    require_finite_weights,
+)
 from unicoord_atlas.training.optimizer import part_size
 from unicoord_atlas.training.ranks import make_accelerator
 from unicoord_atlas.training.run import EpochClock
@@ -113,6 +121,27 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(runs):
         assert "'reconstruction' is nan" in message
     latest = json.loads((runs[2] / "nan" / "checkpoints" / "latest.json").read_text())
     assert latest == {"checkpoint": "step-00000006"}
+
+
+def test_the_first_step_at_which_a_term_is_not_finite_is_told_by_later_looks():
+    first = FirstNotFinite()
+    first.require_none()
+    for step, (kl, reconstruction) in enumerate([(1, 2), (1, torch.nan), (torch.inf, torch.nan), (1, 2)], 7):
+        if step == 8:
+            first.require_none()
+        first.add({"kl": torch.tensor(float(kl)), "reconstruction": torch.tensor(float(reconstruction))}, step)
+    with pytest.raises(UnicoordError, match="step 8: loss term 'reconstruction' was not finite"):
+        first.require_none()
+
+
+@pytest.mark.filterwarnings("ignore")  # as where the cases are trained by processes of their own
+def test_a_run_that_rarely_looks_at_its_losses_names_step_and_term(tmp_path, monkeypatch):
+    """As on one GPU: the next checkpoint is due before the next look."""
+    monkeypatch.setattr(loop, "_looks", lambda run, step: step % 50 == 0)
+    train_case("nan", tmp_path / "run")
+    message = (tmp_path / "run" / "error-0.txt").read_text()
+    assert f"step {BAD_STEP}: loss term 'reconstruction' was not finite" in message
+    assert _latest(tmp_path / "run") == 6
 
 
 def test_weights_that_are_not_finite_are_not_saved():

@@ -19,7 +19,7 @@ from stores import plain_columns, random_counts
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.coordinate_changes import Changes
-from unicoord_atlas.errors import ConfigError, DataError, UsageError
+from unicoord_atlas.errors import AlreadyDone, ConfigError, DataError, UsageError
 from unicoord_atlas.generate import Generation
 from unicoord_atlas.jobs import (
     cached_store,
@@ -175,7 +175,7 @@ def test_training_losses_are_those_of_the_zarr_store_to_the_last_bit(folder, tmp
     with tiledbsoma.Experiment.open(str(copy)) as experiment:
         read = io.to_anndata(experiment, "RNA")
     np.testing.assert_array_equal(read.obsm["X_unicoord"], latents[1])
-    with pytest.raises(DataError, match="has obsm/X_unicoord"):
+    with pytest.raises(AlreadyDone):
         convert.add_latents(convert.AddLatentsOptions(tmp_path / "atlas.soma-latents.zarr", copy))
 
 
@@ -322,6 +322,20 @@ def test_damaged_counts_are_named(folder, tmp_path):
     values.write_bytes(values.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"X/data: cannot be read"):
         store.read_ranges(np.array([[0, NUM_CELLS]]))
+
+
+@pytest.mark.parametrize("part", ["d0", "d1", "a0"])
+def test_a_changed_byte_of_cells_genes_or_counts_is_noticed(folder, tmp_path, part):
+    """Of ingest, too, which writes by the same function."""
+    copy = shutil.copytree(folder / "atlas.soma", tmp_path / "copy.soma")
+    store = open_store(copy)
+    (values,) = copy.glob(f"ms/RNA/X/data/__fragments/*/{part}.tdb")
+    content = bytearray(values.read_bytes())
+    content[-1] ^= 1  # of the last tile's data, not of what TileDB says of it
+    values.write_bytes(content)
+    with pytest.raises(DataError, match=r"(?s)X/data: cannot be read .*[Cc]hecksum") as noticed:
+        store.read_ranges(np.array([[0, NUM_CELLS]]))
+    assert noticed.value.exit_code == 65
 
 
 def test_counts_changed_behind_their_normalization_are_refused(folder, tmp_path):

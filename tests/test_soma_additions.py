@@ -7,19 +7,21 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from cells import counts_of_types
 from test_graph import give_table
 
 from unicoord_atlas.config import RunConfig
-from unicoord_atlas.errors import DataError, UsageError
+from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
 from unicoord_atlas.jobs import activities, amend_store, build_graph, convert, ingest, reorder, report, train
 from unicoord_atlas.jobs.build_graph import BuildGraphOptions
+from unicoord_atlas.jobs.cli import run_command
 from unicoord_atlas.jobs.select_gene_sets import SelectGeneSetsOptions
 from unicoord_atlas.jobs.select_gene_sets import run as select
 from unicoord_atlas.loaders import soma_additions
 from unicoord_atlas.loaders.graph_store import Neighbors
-from unicoord_atlas.loaders.soma_written import write_obsm
+from unicoord_atlas.loaders.locks import held
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.training.metrics import read_metrics
 
@@ -69,6 +71,12 @@ def soma(made, tmp_path):
     return shutil.copytree(made / "plain.soma", tmp_path / "cells.soma")
 
 
+def give(soma, key, table):
+    """As another program adds a table."""
+    with tiledbsoma.Experiment.open(str(soma), "w") as experiment:
+        io.add_matrix_to_collection(experiment, "RNA", "obsm", key, table)
+
+
 def as_anndata(path):
     with tiledbsoma.Experiment.open(str(path)) as experiment:
         return io.to_anndata(experiment, "RNA", X_layer_name="data")
@@ -112,12 +120,12 @@ def points():
 
 
 def test_a_graph_of_a_table_that_was_written_anew_is_no_graph(soma, points):
-    write_obsm(open_store(soma), "X_given", points)
+    give(soma, "X_given", points)
     graph(soma, use_rep="X_given")
     assert graph(soma, use_rep="X_given")["already_done"]
     assert len(Neighbors(open_store(soma)).indptr) == NUM_CELLS + 1
     soma_additions._take_out(str(soma), "RNA", "obsm/X_given")
-    write_obsm(open_store(soma), "X_given", points[::-1].copy())
+    give(soma, "X_given", points[::-1].copy())
     with pytest.raises(DataError, match="of an older state of the atlas"):
         Neighbors(open_store(soma))
     with pytest.raises(DataError, match=r"another graph \(points differ\)"):
@@ -273,3 +281,87 @@ def test_only_a_zarr_atlas_is_put_in_another_order(soma, tmp_path):
     assert not (tmp_path / "ordered.zarr").exists()
     with pytest.raises(UsageError, match="this needs the atlas on this machine"):
         amend_store.finish_amendment(Path("s3://bucket/cells.soma?layer=raw"), "graph")
+
+
+def latents_of(store, path, seed=0):
+    """Tables of coordinates, as export-latents names them, and the file that holds them."""
+    rng, names = np.random.default_rng(seed), store.obs([]).index
+    widths = {"X_unicoord": 3, "X_unicoord_bio": 2, "X_unicoord_cell type": 4}
+    tables = {key: rng.random((len(names), width), np.float32) for key, width in widths.items()}
+    anndata.AnnData(obs=pd.DataFrame(index=names), obsm=tables).write_h5ad(path)
+    return tables
+
+
+def assert_has(address, tables):
+    store = open_store(address)
+    for key, table in tables.items():
+        np.testing.assert_array_equal(store.obsm(key), table)
+
+
+def test_coordinates_killed_between_two_tables_are_completed_by_the_same_call(soma, tmp_path, monkeypatch):
+    lung = Path(f"{soma}?{LUNG}")
+    tables = latents_of(open_store(lung), tmp_path / "latents.h5ad")
+    options = convert.AddLatentsOptions(tmp_path / "latents.h5ad", lung)
+    monkeypatch.setattr(soma_additions, "_ROWS_TOGETHER", 64)  # written block by block
+    whole, written = soma_additions._write_table, []
+
+    def kill(collection, key, *rest):
+        if written:
+            raise Killed
+        written.append(key)
+        return whole(collection, key, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(soma_additions, "_write_table", kill)
+        with pytest.raises(Killed):
+            convert.add_latents(options)
+    assert written == ["X_unicoord"]
+    assert convert.add_latents(options)["obsm"] == sorted(tables)
+    assert_has(lung, tables)
+    cells = as_anndata(soma)
+    outside = (cells.obs["tissue"] != "lung").to_numpy()
+    for key in tables:
+        assert np.isnan(cells.obsm[key][outside]).all()
+    with pytest.raises(AlreadyDone):
+        convert.add_latents(options)
+    assert run_command(lambda: convert.add_latents(options)) == 0
+
+
+def test_what_a_killed_writer_left_in_no_collection_is_written_over(soma, tmp_path):
+    tables = latents_of(open_store(soma), tmp_path / "latents.h5ad")
+    soma_additions.write_record(str(soma), "RNA", "latents", {}, [f"obsm/{key}" for key in tables], whole=False)
+    with tiledbsoma.Collection.create(f"{soma}/ms/RNA/obsm") as left:
+        left.add_new_dense_ndarray("X_unicoord", type=pa.float64(), shape=(7, 7)).close()
+    convert.add_latents(convert.AddLatentsOptions(tmp_path / "latents.h5ad", soma))
+    assert_has(soma, tables)
+
+
+def test_coordinates_of_others_stay_and_a_prefix_gives_names_of_their_own(soma, tmp_path, points):
+    paths = [tmp_path / "one.h5ad", tmp_path / "two.h5ad"]
+    tables = [latents_of(open_store(soma), path, seed) for seed, path in enumerate(paths)]
+    convert.add_latents(convert.AddLatentsOptions(paths[0], soma))
+    with pytest.raises(DataError, match=r"has obsm/X_unicoord, .* already, of other cells or .*; .*prefix"):
+        convert.add_latents(convert.AddLatentsOptions(paths[1], soma))
+    convert.add_latents(convert.AddLatentsOptions(paths[1], soma, "two_"))
+    assert_has(soma, tables[0] | {f"two_{key}": table for key, table in tables[1].items()})
+    assert soma_additions.all_additions(soma) == {}  # of which a report is made
+    give(soma, "foreign_X_unicoord", points)
+    with pytest.raises(DataError, match=r"has obsm/foreign_X_unicoord already, which .*; .*prefix"):
+        convert.add_latents(convert.AddLatentsOptions(paths[0], soma, "foreign_"))
+    assert_has(soma, {"foreign_X_unicoord": points})
+
+
+def test_a_mistyped_path_of_coordinates_is_one_line(soma, tmp_path, capsys):
+    assert run_command(lambda: convert.add_latents(convert.AddLatentsOptions(tmp_path / "none.zarr", soma))) == 65
+    assert capsys.readouterr().err.splitlines() == [
+        f"unicoord-atlas: {tmp_path / 'none.zarr'}: no such file or directory"
+    ]
+    anndata.AnnData(obs=pd.DataFrame(index=open_store(soma).obs([]).index)).write_h5ad(tmp_path / "empty.h5ad")
+    with pytest.raises(DataError, match="holds no coordinates"):
+        convert.add_latents(convert.AddLatentsOptions(tmp_path / "empty.h5ad", soma))
+
+
+def test_coordinates_are_added_by_one_process_at_a_time(soma, tmp_path):
+    latents_of(open_store(soma), tmp_path / "latents.h5ad")
+    with held(soma), pytest.raises(DataError, match="is being written by another process"):
+        convert.add_latents(convert.AddLatentsOptions(tmp_path / "latents.h5ad", soma))

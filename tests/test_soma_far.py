@@ -12,9 +12,9 @@ from cells import counts_of_types
 from servers import KEYS, moto, proxy, upload
 
 from unicoord_atlas.config import RunConfig
-from unicoord_atlas.errors import ConfigError, DataError, UnreachableError, UsageError
+from unicoord_atlas.errors import AlreadyDone, ConfigError, DataError, UnreachableError, UsageError
 from unicoord_atlas.jobs import convert, export_latents, info, ingest, train
-from unicoord_atlas.loaders import object_open, soma_open
+from unicoord_atlas.loaders import object_open, soma_additions, soma_open
 from unicoord_atlas.loaders.object_open import Patience
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.training.metrics import read_metrics
@@ -69,7 +69,7 @@ def test_store_is_that_on_disk(server, folder, query):
 
 
 @pytest.mark.slow
-def test_training_converting_and_adding_latents(server, folder, tmp_path):
+def test_training_converting_and_adding_latents(server, folder, tmp_path, monkeypatch):
     settings = ['latent.discrete=["cell_type"]', "model.hidden=[16]", "train.epochs=2", "train.batch_size=32"]
     config = RunConfig.load(None, [*settings, "train.precision=fp32"])
     losses = []
@@ -83,7 +83,22 @@ def test_training_converting_and_adding_latents(server, folder, tmp_path):
     assert open_store(tmp_path / "back.zarr").fingerprint == open_store(folder / "atlas.zarr").fingerprint
     latents = tmp_path / "latents.zarr"
     export_latents.run(export_latents.ExportLatentsOptions(Path(ADDRESS), tmp_path / "far", latents))
-    convert.add_latents(convert.AddLatentsOptions(latents, Path(ADDRESS)))
+    whole, written = soma_additions._write_table, []
+
+    def kill(collection, key, *rest):
+        if written:
+            raise KeyboardInterrupt
+        written.append(key)
+        return whole(collection, key, *rest)
+
+    options = convert.AddLatentsOptions(latents, Path(ADDRESS))
+    with monkeypatch.context() as patch:
+        patch.setattr(soma_additions, "_write_table", kill)
+        with pytest.raises(KeyboardInterrupt):
+            convert.add_latents(options)
+    convert.add_latents(options)
+    with pytest.raises(AlreadyDone):
+        convert.add_latents(options)
     np.testing.assert_array_equal(
         open_store(ADDRESS).obsm("X_unicoord"), np.asarray(anndata.read_zarr(latents).obsm["X_unicoord"], np.float32)
     )

@@ -38,6 +38,8 @@ def facts_of(reference: ReferenceModel) -> dict[str, object]:
             "parents": [
                 reference.label(tree.parent).categories[int(np.argmax(row))] if any(row) else "" for row in tree.shares
             ],
+            # Codes of each child and each of its parents: `parents`, which older versions read, has one a child.
+            "pairs": np.argwhere(np.array(tree.shares) > 0),
         }
         for tree in reference.config.parent_shares
     }

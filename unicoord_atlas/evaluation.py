@@ -5,6 +5,7 @@ Shapes: n cells, k categories, d dimensions.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,27 +93,38 @@ def selective_accuracy(right_n: NDArray[np.bool_], confidence_n: NDArray[np.floa
     return float(right_n[kept].mean())
 
 
-def hierarchical_f1(
-    true_n: NDArray[np.str_], predicted_n: NDArray[np.str_], above: Sequence[Mapping[str, str]]
-) -> float:
-    """F1 over classes and all their ancestors: a wrong class under the right parent is half right.
+def ancestry(name: str, above: Sequence[Mapping[str, Collection[str]]]) -> list[set[str]]:
+    """A class, then all its ancestors of each level above; a level where it has none is empty.
 
     Parameters
     ----------
     above
-        The parent of each category, level by level from the label upwards.
+        The parents of each category, level by level from the label upwards; what belongs to none may be left out.
+    """
+    levels = [{name}]
+    for parents in above:
+        levels.append({parent for child in levels[-1] for parent in parents.get(child, ())})
+    return levels
 
-    Source: Kiritchenko et al. 2005, "Functional annotation of genes using hierarchical text categorization".
+
+def hierarchical_f1(
+    true_n: NDArray[np.str_], predicted_n: NDArray[np.str_], above: Sequence[Mapping[str, Collection[str]]]
+) -> float:
+    """F1 over classes and all their ancestors, over all cells together: see `lineage.hierarchical_f1`, of codes.
+
+    Parameters
+    ----------
+    above
+        See `ancestry`.
+
+    Source: Kiritchenko et al. 2006, "Learning and evaluation in the presence of class hierarchies".
     """
     common = total = 0
-    for parents in ({}, *above):
-        if parents:
-            true_n, predicted_n = (
-                np.array([parents.get(str(name), "") for name in names]) for names in (true_n, predicted_n)
-            )
-        common += int((true_n == predicted_n).sum())
-        total += len(true_n)
-    return common / total
+    for (true, predicted), cells in Counter(zip(true_n.tolist(), predicted_n.tolist(), strict=True)).items():
+        levels = list(zip(ancestry(true, above), ancestry(predicted, above), strict=True))
+        common += cells * sum(len(one & other) for one, other in levels)
+        total += cells * sum(len(one) + len(other) for one, other in levels)
+    return 2 * common / total
 
 
 def separation(strange_n: NDArray[np.bool_], scores_n: NDArray[np.float32]) -> float:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -18,7 +18,14 @@ from unicoord_atlas.model.noise import Noise
 
 from .averaging import AveragedWeights
 from .checkpoint import Parts, Progress, load_checkpoint, save_best, save_checkpoint
-from .metrics import RunningMeans, append_metrics, drop_metrics_after, require_finite, require_finite_weights
+from .metrics import (
+    FirstNotFinite,
+    RunningMeans,
+    append_metrics,
+    drop_metrics_after,
+    require_finite,
+    require_finite_weights,
+)
 from .optimizer import learning_rate, make_optimizer
 from .ranks import agreed_step, peers_named, wrap_for_ranks
 from .run import EpochClock, Training
@@ -46,6 +53,8 @@ class _State:
     progress: Progress
     received: list[int]
     saved_at: float
+    unread: FirstNotFinite = field(default_factory=FirstNotFinite)
+    """Of the terms of steps whose losses were not read on the host."""
 
 
 def run_training(run: Training) -> Progress:
@@ -146,6 +155,7 @@ def _train_epoch(run: Training, state: _State) -> dict[str, float]:
         _train_steps(run, state, bar, batches, means, clock)
     progress.seconds += clock.seconds
     progress.stream, progress.means = run.training.state_dict(), means.saved()
+    state.unread.require_none()
     losses = means.over_ranks(run.accelerator)
     require_finite(losses, progress.step)
     speed = clock.speed()
@@ -167,12 +177,14 @@ def _train_steps(
         stop = state.received[0] if state.received else 0
         if _looks(run, progress.step):
             agreed, stop = agreed_step(run.accelerator, terms, state.received)
+            state.unread.require_none()
             require_finite(agreed, progress.step)
             means.add(agreed)
             _log_step(run, progress.step, agreed)
             bar.set_postfix_str(_shown(clock, agreed), refresh=False)
         else:
             means.add(terms)
+            state.unread.add(terms, progress.step)
         if stop or _due(run, state):
             progress.stream, progress.means = run.training.state_dict(), means.saved()
             _stop(run, state, stop) if stop else _save(run, state)
@@ -230,6 +242,7 @@ def _due(run: Training, state: _State) -> bool:
 
 def _save(run: Training, state: _State) -> None:
     """Save on the main process, never weights that are not finite: those are the same on all ranks."""
+    state.unread.require_none()  # a term tells more than a parameter
     require_finite_weights(run.model, state.progress.step)
     if run.accelerator.is_main_process:
         if run.mirror is not None:

@@ -6,6 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from unicoord_atlas.errors import UnicoordError
@@ -45,6 +46,34 @@ class RunningMeans:
         names = list(self._sums)
         summed = sums_over_ranks(accelerator, [*self._sums.values(), *(self._weights[name] for name in names)])
         return {name: summed[at] / weight for at, name in enumerate(names) if (weight := summed[len(names) + at]) > 0}
+
+
+class FirstNotFinite:
+    """The first step at which each loss term was NaN or infinite, kept on the device; adding never waits for it."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, Tensor] = {}
+
+    def add(self, terms: Mapping[str, Tensor], step: int) -> None:
+        """Look at the scalars of a step that comes after all before."""
+        for name, term in terms.items():
+            first = self._first.get(name)
+            if first is None:
+                first = torch.full_like(term, -1, dtype=torch.int64)
+            self._first[name] = first.masked_fill((first < 0) & ~term.isfinite(), step)
+
+    def require_none(self) -> None:
+        """Raise an error that names the first such step and its term; this waits for the device."""
+        if not self._first:
+            return
+        steps = dict(zip(self._first, torch.stack(list(self._first.values())).tolist(), strict=True))
+        bad = [name for name, step in steps.items() if step >= 0]
+        if bad:
+            name = min(bad, key=lambda name: steps[name])
+            raise UnicoordError(
+                f"step {steps[name]}: loss term {name!r} was not finite; the last checkpoint is untouched. "
+                "Lower train.learning_rate or set train.clip_norm, and train with another --out"
+            )
 
 
 def require_finite(terms: Mapping[str, float], step: int) -> None:
