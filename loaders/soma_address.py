@@ -36,8 +36,8 @@ class SomaAddress:
 
     @property
     def uri(self) -> str:
-        """Where the experiment is, as TileDB takes it."""
-        return shown(self.path)
+        """Where the experiment is, as TileDB takes it: it reads relative paths from where a process once stood."""
+        return shown(self.from_anywhere().path)
 
     def from_anywhere(self) -> SomaAddress:
         """The same as a process that stands in another folder finds it."""

@@ -98,8 +98,10 @@ def test_the_ablation_sets_back_each_line_that_is_ours():
     fields = {section: type(getattr(RunConfig(), section)).model_fields for section in RECIPES["paper"]}
     paper = {(section, key): value for section, keys in RECIPES["paper"].items() for key, value in keys.items()}
     ours = {(section, key) for section, key in paper if (fields[section][key].description or "").startswith("*")}
-    assert {".".join(names) for names in ours} - set(lines) == {"train.learning_rate_rule"}  # the same at 256 cells
-    for section, key in ours - {("train", "learning_rate_rule")}:
+    # The rule is the same at 256 cells; the others are about rare classes and long runs, which the tasks do not have.
+    left_out = {"train.learning_rate_rule", "train.early_stopping_patience", "data.min_cells"}
+    assert {".".join(names) for names in ours} - set(lines) == left_out
+    for section, key in (names for names in ours if ".".join(names) in lines):
         assert getattr(getattr(RunConfig.load(None, lines[f"{section}.{key}"]), section), key) == paper[section, key]
 
 

@@ -86,7 +86,7 @@ def test_coordinates_without_counts_are_shown_as_a_file(tmp_path):
     table = RowFile(tmp_path / "table.f32", 2, 1, np.float32)
     table.append(np.ones((2, 1), np.float32))
     uns = {"unicoord": {"dims": np.array(["x"], object)}}
-    write_output(tmp_path / "latents.zarr", [], obs, {}, {"X_unicoord": table}, uns)
+    write_output(tmp_path / "latents.zarr", [], {}, obs, {}, {"X_unicoord": table}, uns)
     found, _ = shown(tmp_path / "latents.zarr")
     assert (found["format"], found["cells"], found["genes"], found["matrices"]) == ("AnnData Zarr", 2, 0, {})
     assert found["labels"] == {"type": {"categories": 2, "unlabelled": 0}}

@@ -72,7 +72,7 @@ def test_a_signal_while_cells_are_validated_is_heard(atlas, tmp_path, monkeypatc
     out, real = tmp_path / "run", loop.validate
 
     def validate(run, told):
-        if (run.folder / "metrics.jsonl").exists() == bool(epoch):
+        if len((run.folder / "metrics.jsonl").read_text().splitlines()) == epoch:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(run, told)
 
