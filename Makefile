@@ -30,7 +30,7 @@ docs: .venv/docs.stamp
 
 # Known vulnerabilities of the pinned versions; asks PyPI.
 audit: .venv/bin/pip-audit
-	.venv/bin/pip-audit --no-deps --disable-pip -r constraints.txt
+	.venv/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

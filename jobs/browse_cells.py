@@ -10,10 +10,10 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
-import zarr
 
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.reading import reading
+from unicoord_atlas.loaders.store_files import open_output
 from unicoord_atlas.reconfigure import bio_of_seeds
 from unicoord_atlas.seeds import seed_labels
 
@@ -79,7 +79,7 @@ class BrowsedCells:
 def cells_of_file(path: Path) -> BrowsedCells:
     """What export-latents or map-query wrote; DataError if the file holds no coordinates."""
     with reading(path, "the cells"):
-        group: Any = zarr.open_group(path, mode="r") if path.is_dir() else h5py.File(path, "r")
+        group: Any = open_output(path) if path.is_dir() else h5py.File(path, "r")
         obs: pd.DataFrame = anndata.io.read_elem(group["obs"])
         tables = group["obsm"]
         facts = anndata.io.read_elem(group["uns/unicoord"]) if "uns" in group and "unicoord" in group["uns"] else {}

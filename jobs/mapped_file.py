@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import anndata
 import h5py
-import zarr
 
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.loaders.reading import reading
+from unicoord_atlas.loaders.store_files import open_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ def _read(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
         raise DataError(f"{path}: no such file or directory")
     with reading(path, "the file"):
         if path.is_dir():
-            group = zarr.open_group(path, mode="r")
+            group = open_output(path)
             return {name: anndata.io.read_elem(group[name]) for name in wanted if name in group}
         with h5py.File(path, "r") as file:
             return {name: anndata.io.read_elem(file[name]) for name in wanted if name in file}

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 import anndata
 import numpy as np
 import pandas as pd
-import zarr
 
 from unicoord_atlas.checksums import require_unchanged
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.loaders.reading import reading
-from unicoord_atlas.loaders.store_files import open_zarr
-from unicoord_atlas.loaders.zarr_layout import MANIFEST
+from unicoord_atlas.loaders.store_files import open_output
 from unicoord_atlas.neighbors.knn import Trial, choose_probes
 from unicoord_atlas.neighbors.lists import ListSearch, build_lists, load_lists, save_lists
 from unicoord_atlas.neighbors.query_knn import search_all
@@ -56,7 +54,7 @@ class ReferenceCells:
                 f"{reference}: no cells are bundled; export it with `unicoord-atlas export-reference --latents LATENTS`"
             )
         with reading(folder, "the cells"):
-            group: Any = open_zarr(folder) if (folder / MANIFEST).exists() else zarr.open_group(folder, mode="r")
+            group: Any = open_output(folder)
             known = set(group["obs"].attrs["column-order"])
             points_nb = np.asarray(group["obsm/X_unicoord_bio"][:], np.float32)
         return cls(reference, group, points_nb, [name for name in labels if name in known])

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import zarr
 from pydantic import ValidationError
 
 from unicoord_atlas.allocator import give_back_freed_memory
@@ -18,6 +17,7 @@ from unicoord_atlas.errors import DataError
 from unicoord_atlas.loaders.cell_names import read_frame
 from unicoord_atlas.loaders.reading import reading
 from unicoord_atlas.loaders.store import CellStore, open_store
+from unicoord_atlas.loaders.store_files import open_output
 from unicoord_atlas.loaders.zarr_store import ZarrStore
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.training.checkpoint import latest_progress, read_json
@@ -46,7 +46,7 @@ class Latents:
 
     def __init__(self, path: Path) -> None:
         with reading(path, "the latents"):
-            self._group: Any = zarr.open_group(path, mode="r")
+            self._group: Any = open_output(path)
             self.obs = read_frame(self._group["obs"])
 
     def table(self, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +17,7 @@ from .checked_store import CheckedStore
 from .manifest import read_manifest
 from .object_address import object_address
 from .shard_reader import ShardReader
+from .zarr_layout import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -155,3 +157,16 @@ def open_files(path: str | Path, cache: ByteCache | None = None) -> StoreFiles:
 def open_zarr(path: str | Path) -> Any:
     """The Zarr group of a finished directory, wherever it lies, as it is now; GroupNotFoundError if it is none."""
     return zarr.open_group(open_files(path).zarr(), mode="r")
+
+
+def open_output(folder: Path) -> Any:
+    """The Zarr group of a directory on this machine; if we have finished it, compared with its manifest as it is read.
+
+    Cells that others wrote may have a manifest.json of their own.
+    """
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    ours = isinstance(found, dict) and {"format_version", "files"} <= found.keys()
+    return open_zarr(folder) if ours else zarr.open_group(folder, mode="r")

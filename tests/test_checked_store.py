@@ -10,9 +10,11 @@ from stores import random_counts, write_store
 
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.jobs.amend_store import ADDITIONS, amended_store
+from unicoord_atlas.jobs.mapped_file import read_mapped
+from unicoord_atlas.jobs.report_inputs import Latents
 from unicoord_atlas.loaders.graph_store import write_table
 from unicoord_atlas.loaders.store import open_store
-from unicoord_atlas.loaders.store_files import LocalFiles, open_zarr
+from unicoord_atlas.loaders.store_files import LocalFiles, open_output, open_zarr
 
 TABLE = np.arange(900, dtype=np.float32).reshape(300, 3)
 READS = {
@@ -57,6 +59,20 @@ def test_a_flipped_byte_is_never_read(copy, name):
     flip(copy / name)
     with pytest.raises(DataError, match=rf"atlas\.zarr/{name} has a wrong checksum: restore what is damaged"):
         READS[name](open_store(copy))
+
+
+@pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_coordinates_are_compared_wherever_they_are_read(copy, damage):
+    """report, browse, evaluate and others read what export-latents finished; a manifest.json of others is not ours."""
+    read = (lambda: read_mapped(copy), lambda: Latents(copy).table("X_some", np.arange(9)))
+    for each in read:
+        each()
+    damage(copy / "obsm" / "X_some" / "c" / "0" / "0")
+    for each in read:
+        with pytest.raises(DataError, match="restore what is damaged"):
+            each()
+    (copy / "manifest.json").write_text('{"made by": "others"}')
+    assert "cell_type" in open_output(copy)["obs"]
 
 
 def test_a_file_that_is_gone_since_the_store_was_opened_is_not_read_as_zeros(copy):
