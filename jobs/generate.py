@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -12,14 +13,13 @@ from tqdm import tqdm
 
 from unicoord_atlas.errors import UsageError
 from unicoord_atlas.generate import Generation, generate
-from unicoord_atlas.generated import BATCH, GeneratedObs, also_like, provenance, two_cells, way_between
+from unicoord_atlas.generated import GeneratedObs, Start, also_like, provenance, start_of
 from unicoord_atlas.loaders.cell_names import with_python_names
 from unicoord_atlas.loaders.growing_writer import growing_writer
 from unicoord_atlas.loaders.picked_rows import PickedRows
 from unicoord_atlas.loaders.prefetch import computed_ahead
 from unicoord_atlas.loaders.query_cells import open_query
-from unicoord_atlas.points import encode_points
-from unicoord_atlas.query import MIN_COVERAGE, QueryBatches, require_coverage
+from unicoord_atlas.query import MIN_COVERAGE
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.seeds import choose_seeds
 
@@ -28,11 +28,9 @@ from .map_query import require_cells, require_suffix
 from .workdir import finished_directory, finished_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
-
-    from unicoord_atlas.points import Points
 
 
 @dataclass(frozen=True)
@@ -51,17 +49,6 @@ class GenerateOptions:
     layer: str | None = None
     min_coverage: float = MIN_COVERAGE
     """Cells whose genes carry less of the reference's mean profile are refused."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where generation starts from."""
-
-    points: Iterable[Points]
-    obs: pd.DataFrame
-    facts: Mapping[str, Any]
-    """For the provenance."""
-    how: Generation
 
 
 def run(options: GenerateOptions) -> dict[str, Any]:
@@ -110,15 +97,14 @@ def _start(options: GenerateOptions, reference: ReferenceModel) -> Iterator[Star
         return
     with open_query(options.cells, options.layer, reference.normalization.input) as source:
         require_cells(source.n_obs, options.cells)
-        batches = QueryBatches(source, reference.schema, reference.normalization, batch_size=BATCH)
-        require_coverage(batches.coverage, options.cells, options.min_coverage)
-        facts = {"cells": options.cells.name, "profile_share": batches.coverage.profile_share}
-        cells = with_python_names(source.obs)
-        if options.between is not None:
-            picked = PickedRows(source, two_cells(cells, options.between, options.steps, source.path))
-            points, obs = way_between(reference, picked, options.steps)
-            facts |= {"between": list(options.between)}
-            yield Start([points], obs, facts, replace(options.how, reconstruct=True))
-            return
-        encoded = encode_points(reference.model, batches, reference.device)
-        yield Start(encoded, cells, facts, options.how)
+        start = start_of(
+            reference,
+            source,
+            with_python_names(source.obs),
+            options.how,
+            options.between,
+            options.steps,
+            partial(PickedRows, source),
+            options.min_coverage,
+        )
+        yield replace(start, facts={"cells": options.cells.name, **start.facts})

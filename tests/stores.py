@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import pytest
 import scipy.sparse as sp
 
 from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.jobs.workdir import finished_directory
+from unicoord_atlas.loaders import soma_additions
 from unicoord_atlas.loaders.zarr_layout import MatrixLayout, count_dtype
 from unicoord_atlas.loaders.zarr_tables import finish_store
 from unicoord_atlas.loaders.zarr_writer import AtlasWriter
@@ -18,6 +21,7 @@ from unicoord_atlas.normalization import Normalization
 from unicoord_atlas.schema import AtlasSchema, LabelColumn, Source
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from unicoord_atlas.loaders.store import CellStore
@@ -93,3 +97,20 @@ def plain_columns(store: CellStore) -> CellColumns:
         rows[:, None].astype(np.int32),
         rows[:, None].astype(np.float32),
     )
+
+
+@contextmanager
+def killed_after_a_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is done inside ends as by Ctrl-C once a SOMA has got the first of its new tables."""
+    whole, written = soma_additions._write_table, list[str]()
+
+    def kill(collection: object, key: str, *rest: object) -> object:
+        if written:
+            raise KeyboardInterrupt
+        written.append(key)
+        return whole(collection, key, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(soma_additions, "_write_table", kill)
+        yield
+    assert written == ["X_unicoord"]

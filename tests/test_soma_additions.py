@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from cells import counts_of_types
+from stores import killed_after_a_table
 from test_graph import give_table
 
 from unicoord_atlas.config import RunConfig
@@ -303,19 +304,8 @@ def test_coordinates_killed_between_two_tables_are_completed_by_the_same_call(so
     tables = latents_of(open_store(lung), tmp_path / "latents.h5ad")
     options = convert.AddLatentsOptions(tmp_path / "latents.h5ad", lung)
     monkeypatch.setattr(soma_additions, "_ROWS_TOGETHER", 64)  # written block by block
-    whole, written = soma_additions._write_table, []
-
-    def kill(collection, key, *rest):
-        if written:
-            raise Killed
-        written.append(key)
-        return whole(collection, key, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(soma_additions, "_write_table", kill)
-        with pytest.raises(Killed):
-            convert.add_latents(options)
-    assert written == ["X_unicoord"]
+    with killed_after_a_table(monkeypatch):
+        convert.add_latents(options)
     assert convert.add_latents(options)["obsm"] == sorted(tables)
     assert_has(lung, tables)
     cells = as_anndata(soma)

@@ -10,11 +10,12 @@ import pytest
 import scipy.sparse as sp
 from cells import counts_of_types
 from servers import KEYS, moto, proxy, upload
+from stores import killed_after_a_table
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import AlreadyDone, ConfigError, DataError, UnreachableError, UsageError
 from unicoord_atlas.jobs import convert, export_latents, info, ingest, train
-from unicoord_atlas.loaders import object_open, soma_additions, soma_open
+from unicoord_atlas.loaders import object_open, soma_open
 from unicoord_atlas.loaders.object_open import Patience
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.training.metrics import read_metrics
@@ -83,19 +84,9 @@ def test_training_converting_and_adding_latents(server, folder, tmp_path, monkey
     assert open_store(tmp_path / "back.zarr").fingerprint == open_store(folder / "atlas.zarr").fingerprint
     latents = tmp_path / "latents.zarr"
     export_latents.run(export_latents.ExportLatentsOptions(Path(ADDRESS), tmp_path / "far", latents))
-    whole, written = soma_additions._write_table, []
-
-    def kill(collection, key, *rest):
-        if written:
-            raise KeyboardInterrupt
-        written.append(key)
-        return whole(collection, key, *rest)
-
     options = convert.AddLatentsOptions(latents, Path(ADDRESS))
-    with monkeypatch.context() as patch:
-        patch.setattr(soma_additions, "_write_table", kill)
-        with pytest.raises(KeyboardInterrupt):
-            convert.add_latents(options)
+    with killed_after_a_table(monkeypatch):
+        convert.add_latents(options)
     convert.add_latents(options)
     with pytest.raises(AlreadyDone):
         convert.add_latents(options)

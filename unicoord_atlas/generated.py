@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -21,7 +21,7 @@ from .seeds import choose_seeds
 from .version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -120,6 +120,43 @@ def way_between(reference: ReferenceModel, both: Cells, steps: int) -> tuple[Poi
     return points_between(ends.take(ends.rows[:1]), ends.take(ends.rows[1:]), steps), obs
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where generation starts from."""
+
+    points: Iterable[Points]
+    obs: pd.DataFrame
+    facts: Mapping[str, Any]
+    """For the provenance."""
+    how: Generation
+
+
+def start_of(
+    reference: ReferenceModel,
+    cells: Cells,
+    obs: pd.DataFrame,
+    how: Generation,
+    between: tuple[str, str] | None,
+    steps: int,
+    picked: Callable[[list[int]], Cells],
+    min_coverage: float,
+) -> Start:
+    """All of some cells, or the way from one of them to another, which `picked` reads.
+
+    Raises
+    ------
+    UsageError, DataError
+        As `two_cells`; DataError also if the cells' genes carry less of the reference's mean profile.
+    """
+    batches = QueryBatches(cells, reference.schema, reference.normalization, batch_size=BATCH)
+    require_coverage(batches.coverage, cells.path, min_coverage)
+    facts = {"profile_share": batches.coverage.profile_share}
+    if between is None:
+        return Start(encode_points(reference.model, batches, reference.device), obs, facts, how)
+    points, made = way_between(reference, picked(two_cells(obs, between, steps, cells.path)), steps)
+    return Start([points], made, {**facts, "between": list(between)}, replace(how, reconstruct=True))
+
+
 def generate_anndata(
     reference: ReferenceModel,
     adata: anndata.AnnData | None,
@@ -149,39 +186,31 @@ def generate_anndata(
         `generate.generate`, `seeds.choose_seeds` and `two_cells`.
     """
     how = how or Generation()
-    source: dict[str, Any] = {}
-    stream: Iterable[Points]
     if (adata is None) == (not like):
         raise UsageError("generate: give either cells to start from, or `like` for new ones")
     if adata is None:
         if between is not None:
             raise UsageError("generate: `between` names two cells, so give the AnnData that holds them")
-        how, source = also_like(how, like), {"like": dict(like)}
         points, obs = choose_seeds(reference, like, num, how.seed)
-        stream = [points]
+        start = Start([points], obs, {"like": dict(like)}, also_like(how, like))
     elif num != 1:
         raise UsageError("generate: `num` is for `like`; of an AnnData each cell is taken")
     else:
         input = reference.normalization.input
-        batches = QueryBatches(
-            AnnDataCells(adata, layer, input), reference.schema, reference.normalization, batch_size=BATCH
-        )
-        require_coverage(batches.coverage, AnnDataCells.path, min_coverage)
-        source = {"profile_share": batches.coverage.profile_share}
-        stream, obs = encode_points(reference.model, batches, reference.device), adata.obs
-        if between is not None:
-            rows = two_cells(obs, between, steps, AnnDataCells.path)
-            points, obs = way_between(reference, AnnDataCells(adata[rows], layer, input), steps)
-            how, stream = replace(how, reconstruct=True), [points]
-            source |= {"between": list(between)}
+        cells = AnnDataCells(adata, layer, input)
+
+        def picked(rows: list[int]) -> AnnDataCells:
+            return AnnDataCells(adata[rows], layer, input)
+
+        start = start_of(reference, cells, adata.obs, how, between, steps, picked, min_coverage)
     collected, blocks = GeneratedObs(reference), []
-    for part in generate(reference, stream, how, obs):
+    for part in generate(reference, start.points, start.how, start.obs):
         collected.add(part)
         shape = (len(part.rows), len(reference.own_genes))
         blocks.append(sp.csr_matrix((part.block.data, part.block.indices, part.block.indptr), shape=shape))
     return anndata.AnnData(
         sp.vstack(blocks, format="csr"),
-        obs=collected.table(obs),
+        obs=collected.table(start.obs),
         var=pd.DataFrame(index=list(reference.own_genes)),
-        uns={"unicoord": provenance(how, source)},
+        uns={"unicoord": provenance(start.how, start.facts)},
     )

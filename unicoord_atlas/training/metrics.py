@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 SPEED = ("seconds", "cells_per_second", "data_wait", "device_bytes")
 """Of a line of metrics.jsonl: what is no loss, and differs between two runs of the same."""
 
+_WAY_OUT = (
+    "the last checkpoint is untouched. Lower train.learning_rate or set train.clip_norm, and train with another --out"
+)
+
 
 class RunningMeans:
     """Weighted means of scalars in float64; adding never waits for the device."""
@@ -70,30 +74,21 @@ class FirstNotFinite:
         bad = [name for name, step in steps.items() if step >= 0]
         if bad:
             name = min(bad, key=lambda name: steps[name])
-            raise UnicoordError(
-                f"step {steps[name]}: loss term {name!r} was not finite; the last checkpoint is untouched. "
-                "Lower train.learning_rate or set train.clip_norm, and train with another --out"
-            )
+            raise UnicoordError(f"step {steps[name]}: loss term {name!r} was not finite; {_WAY_OUT}")
 
 
 def require_finite(terms: Mapping[str, float], step: int) -> None:
     """Raise an error that names step and term if any is NaN or infinite."""
     for name, value in terms.items():
         if not math.isfinite(value):
-            raise UnicoordError(
-                f"step {step}: loss term {name!r} is {value}; the last checkpoint is untouched. "
-                "Lower train.learning_rate or set train.clip_norm, and train with another --out"
-            )
+            raise UnicoordError(f"step {step}: loss term {name!r} is {value}; {_WAY_OUT}")
 
 
 def require_finite_weights(model: nn.Module, step: int) -> None:
     """Raise an error that names a parameter with a NaN or infinity in it: such weights are not saved."""
     for name, parameter in model.named_parameters():
         if not math.isfinite(parameter.detach().sum()):
-            raise UnicoordError(
-                f"step {step}: the gradient of {name!r} was not finite; the last checkpoint is untouched. "
-                "Lower train.learning_rate or set train.clip_norm, and train with another --out"
-            )
+            raise UnicoordError(f"step {step}: the gradient of {name!r} was not finite; {_WAY_OUT}")
 
 
 def append_metrics(path: Path, entry: Mapping[str, Any]) -> None:
