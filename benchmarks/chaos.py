@@ -4,7 +4,9 @@ Stages from simulate to report run on a small simulated atlas.  Each is disturbe
 moments of the time that it takes undisturbed:
 kill        SIGKILL, --moments times
 term        SIGTERM, a quarter as often; it must end with 143, or be done
-full disk   no file may grow over a size (RLIMIT_FSIZE), a quarter as often: refused with 65, or done if none had to
+full disk   all happens on a disk of its own (tmpfs) with some bytes left, a quarter as often: refused with 65, or done
+            if none more had to; then there is room again.  Needs root, or user namespaces
+large file  no file may grow over a size (RLIMIT_FSIZE), a quarter as often: as above
 cut off     a file that it reads ends early, each in turn: refused with 65, names it; then the file is whole again
 flipped     a byte of such a file is another: as above, where there are checksums
 Then the same command runs undisturbed, and all that it made is compared with what an undisturbed one made: bytes; of a
@@ -26,12 +28,15 @@ import tempfile
 import threading
 import time
 import traceback
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from chaos_stages import CUT_OFF, FLIPPED, Stage, stages, write_sets
+from chaos_disk import enter_namespace, leave, make_room, own_disk, used_bytes
+from chaos_stages import DAMAGE, Stage, stages, write_sets
 
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.jobs import (  # all that the stages import: children are forked, and begin at once
@@ -63,6 +68,25 @@ TIMED = ("checkpoints", "tensorboard", "metrics.jsonl", "steps.jsonl", "model/co
 LONGEST = 300
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code, below 0 for a signal."""
+
+    seconds: float
+    code: int
+    said: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One disturbance: a way to run a stage in a folder, and the exit codes that it may have."""
+
+    what: str
+    run: Callable[[Path], Ended]
+    allowed: tuple[int, ...]
+    own_disk: bool = False
+
+
 def main() -> int:
     """Run, print a line a disturbance and a table, and exit 1 if any ended otherwise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,6 +96,7 @@ def main() -> int:
     parser.add_argument("--stages", nargs="+", choices=[stage.name for stage in stages()], help="disturb these only")
     parser.add_argument("--json", type=Path, help="where to write the result")
     args = parser.parse_args()
+    enter_namespace()
     moments = 1 if args.quick else args.moments
     ingest_write.MatrixLayout = partial(MatrixLayout, inner_chunk=4096, chunks_per_shard=4)
     rows = []
@@ -82,11 +107,12 @@ def main() -> int:
         for stage in stages():
             before = Path(name) / "before"
             shutil.copytree(whole, before)
-            seconds, code = run(whole, stage, None)
-            if code:
-                raise SystemExit(f"{stage.name} fails undisturbed:\n{said(whole)}")
+            ended = run(whole, stage)
+            if ended.code:
+                raise SystemExit(f"{stage.name} fails undisturbed:\n{ended.said}")
             if not args.stages or stage.name in args.stages:
-                rows += [shown(row) for row in disturb(stage, before, whole, seconds, moments, args.seed)]
+                for plan in plans(stage, before, whole, ended.seconds, moments, args.seed):
+                    rows.append(shown(disturbed(stage, plan, before, whole)))
             shutil.rmtree(before)
     bad = summarize(rows)
     if args.json:
@@ -96,70 +122,76 @@ def main() -> int:
     return int(bad > 0)
 
 
-def disturb(
-    stage: Stage, before: Path, whole: Path, seconds: float, moments: int, seed: int
-) -> Iterator[dict[str, Any]]:
-    """Each disturbance of a stage: how it ended, how the next run ended, and what differs then."""
+def plans(stage: Stage, before: Path, whole: Path, seconds: float, moments: int, seed: int) -> Iterator[Plan]:
+    """All disturbances of a stage that takes so many seconds, and leads from one folder to the other."""
     rng = np.random.default_rng([seed, len(stage.name), *stage.name.encode()])
     few = max(moments // 4, 1)
-    plans: list[tuple[str, Callable[[Path], tuple[float, int]], tuple[int, ...]]] = []
     for number in range(moments + few):
         kind = signal.SIGKILL if number < moments else signal.SIGTERM
         moment = rng.uniform(0, seconds)
         allowed = (0, -9) if kind == signal.SIGKILL else (0, 143, -15)
-        plans.append((f"{kind.name} at {moment:.2f} s", partial(run, stage=stage, disturbance=(kind, moment)), allowed))
+        yield Plan(f"{kind.name} at {moment:.2f} s", partial(run, stage=stage, sent=(kind, moment)), allowed)
     largest = max(path.stat().st_size for made in stage.made for path in files_of(whole / made))
     for _ in range(few):
         limit = int(rng.integers(1, largest))
-        plans.append((f"files up to {limit:,} bytes", partial(run, stage=stage, disturbance=limit), (0, 65)))
+        yield Plan(f"files up to {limit:,} bytes", partial(run, stage=stage, largest_file=limit), (0, 65))
+    for _ in range(few):
+        room = int(rng.integers(1, used_bytes(whole) - used_bytes(before)))
+        yield Plan(f"{room:,} bytes of disk", partial(run_on_full_disk, stage=stage, room=room), (0, 65), own_disk=True)
     for file in stage.damaged:
         for way in file.ways:
             damage = partial(DAMAGE[way], rng)
-            plans.append(
-                (f"{way}: {file.path}", partial(run_damaged, stage=stage, name=file.path, damage=damage), (65,))
-            )
-    for what, plan, allowed in plans:
-        with tempfile.TemporaryDirectory(dir=whole.parent) as name:
-            folder = Path(name) / "again"
-            shutil.copytree(before, folder)
-            _, code = plan(folder)
-            first = said(folder)
-            again = 0 if code == 0 else run(folder, stage, None)[1]
-            differs = [path for made in stage.made for path in differences(folder / made, whole / made)]
-            left = sorted(path.name for path in folder.iterdir() if path.name.startswith(".") and path.name != ".log")
-        fault = "" if code in allowed else f"ended with {code}: {first[-LONGEST:]}"
-        fault = fault or ("" if again == 0 else f"the next run ended with {again}")
-        fault = fault or (f"differs: {differs[:3]}" if differs else "") or (f"left behind: {left}" if left else "")
-        yield {"stage": stage.name, "disturbance": what, "code": code, "equal": not fault, "fault": fault}
+            yield Plan(f"{way}: {file.path}", partial(run_damaged, stage=stage, name=file.path, damage=damage), (65,))
 
 
-def run(folder: Path, stage: Stage, disturbance: tuple[signal.Signals, float] | int | None) -> tuple[float, int]:
-    """Seconds and exit code, below 0 for a signal, of a stage's command in a child."""
+def disturbed(stage: Stage, plan: Plan, before: Path, whole: Path) -> dict[str, Any]:
+    """How a disturbed stage ended, how the next run ended, and what differs then."""
+    with (
+        tempfile.TemporaryDirectory(dir=whole.parent) as name,
+        own_disk(Path(name)) if plan.own_disk else nullcontext(),
+    ):
+        folder = Path(name) / "again"
+        shutil.copytree(before, folder)
+        first = plan.run(folder)
+        again = 0 if first.code == 0 else run(folder, stage).code
+        differs = [path for made in stage.made for path in differences(folder / made, whole / made)]
+        left = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+    fault = "" if first.code in plan.allowed else f"ended with {first.code}: {first.said[-LONGEST:]}"
+    fault = fault or ("" if again == 0 else f"the next run ended with {again}")
+    fault = fault or (f"differs: {differs[:3]}" if differs else "") or (f"left behind: {left}" if left else "")
+    return {"stage": stage.name, "disturbance": plan.what, "code": first.code, "equal": not fault, "fault": fault}
+
+
+def run(
+    folder: Path, stage: Stage, sent: tuple[signal.Signals, float] | None = None, largest_file: int | None = None
+) -> Ended:
+    """A stage's command in a child, to which a signal is sent after some seconds."""
     begun = time.perf_counter()
-    reading, writing = os.pipe()  # the limit on files is not to cut short what the child says
+    reading, writing = os.pipe()  # no file: a full disk is not to cut short what the child says
     child = os.fork()
     if child == 0:
         try:
-            os._exit(in_child(folder, stage.words, writing, disturbance if isinstance(disturbance, int) else None))
+            os._exit(in_child(folder, stage.words, writing, largest_file))
         finally:
             os._exit(1)  # whatever happens: it must not go on as if it were the parent
     os.close(writing)
-    listener = threading.Thread(target=keep_what_is_said, args=(reading, folder / ".log"))
+    said = bytearray()
+    listener = threading.Thread(target=keep_what_is_said, args=(reading, said))
     listener.start()
-    if isinstance(disturbance, tuple):
-        kind, moment = disturbance
+    if sent:
+        kind, moment = sent
         while time.perf_counter() - begun < moment and not has_ended(child):
             time.sleep(0.002)
         os.kill(child, kind)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     listener.join()
-    return time.perf_counter() - begun, code
+    return Ended(time.perf_counter() - begun, code, said.decode(errors="replace"))
 
 
-def keep_what_is_said(pipe: int, log: Path) -> None:
-    """Write all that comes through a pipe to a file."""
-    with open(pipe, "rb") as said_by_child, log.open("wb") as file:
-        shutil.copyfileobj(said_by_child, file)
+def keep_what_is_said(pipe: int, said: bytearray) -> None:
+    """Add all that comes through a pipe."""
+    with open(pipe, "rb") as said_by_child:
+        said += said_by_child.read()
 
 
 def in_child(folder: Path, words: Sequence[str], writing: int, largest_file: int | None) -> int:
@@ -184,37 +216,26 @@ def has_ended(child: int) -> bool:
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def run_damaged(folder: Path, stage: Stage, name: str, damage: Callable[[bytes], bytes]) -> tuple[float, int]:
+def run_on_full_disk(folder: Path, stage: Stage, room: int) -> Ended:
+    """Run while a folder's own disk has little room left."""
+    leave(folder.parent, room)
+    ended = run(folder, stage)
+    make_room(folder.parent)
+    return ended
+
+
+def run_damaged(folder: Path, stage: Stage, name: str, damage: Callable[[bytes], bytes]) -> Ended:
     """Run with a damaged input, which is whole again afterwards, with its times; the file must be named."""
     path = folder / name
     content, times = path.read_bytes(), path.stat()
     path.write_bytes(damage(content))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    seconds, code = run(folder, stage, None)
+    ended = run(folder, stage)
     path.write_bytes(content)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    if code == DataError.exit_code and name.partition("/")[2] not in said(folder):
-        return seconds, 1
-    return seconds, code
-
-
-def cut_off(rng: np.random.Generator, content: bytes) -> bytes:
-    """A part from the start."""
-    return content[: int(rng.integers(1, len(content)))]
-
-
-def flip(rng: np.random.Generator, content: bytes) -> bytes:
-    """One byte is another."""
-    place = int(rng.integers(len(content)))
-    return content[:place] + bytes([content[place] ^ int(rng.integers(1, 256))]) + content[place + 1 :]
-
-
-DAMAGE = {CUT_OFF: cut_off, FLIPPED: flip}
-
-
-def said(folder: Path) -> str:
-    """What the last command said."""
-    return (folder / ".log").read_text(errors="replace")
+    if ended.code == DataError.exit_code and name.partition("/")[2] not in ended.said:
+        return replace(ended, code=1)
+    return ended
 
 
 def files_of(path: Path) -> list[Path]:

@@ -10,8 +10,21 @@ import numpy as np
 if TYPE_CHECKING:
     from pathlib import Path
 
-
 CUT_OFF, FLIPPED = "cut off", "flipped"
+
+
+def cut_off(rng: np.random.Generator, content: bytes) -> bytes:
+    """A part from the start."""
+    return content[: int(rng.integers(1, len(content)))]
+
+
+def flip(rng: np.random.Generator, content: bytes) -> bytes:
+    """One byte is another."""
+    place = int(rng.integers(len(content)))
+    return content[:place] + bytes([content[place] ^ int(rng.integers(1, 256))]) + content[place + 1 :]
+
+
+DAMAGE = {CUT_OFF: cut_off, FLIPPED: flip}
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,7 @@ def stages() -> list[Stage]:
     """In order; paths are within the working directory."""
     settings = ("train.epochs=3", "train.batch_size=64", "train.checkpoint_every_steps=3", "model.hidden=[32,16]")
     settings += ("data.min_cells=1", 'train.trackers=["tensorboard"]')
+    settings += ("latent.diffusion=2",)  # so that it reads the graph, too, and keeps a table of latents
     settings += ("train.precision=fp32",)  # which one is faster, a busy machine would say now so and now so
     sizes = ("--min-genes", "3", "--null-draws", "60", "--null-cells", "200", "--trees", "16", "--p", "1", "--top", "9")
     counts, weights = (Damaged(path) for path in ("atlas.zarr/X/data/c/1", "run/model/model.safetensors"))

@@ -20,6 +20,7 @@ from rich.table import Table
 from unicoord_atlas.columns import label_codes, label_column
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import AlreadyDone, DataError, UsageError
+from unicoord_atlas.loaders.hdf5_file import write_h5ad
 from unicoord_atlas.training.finish import macro_f1
 
 from . import export_latents, export_reference, ingest, map_query, train
@@ -132,7 +133,7 @@ def _write_cells(out: Path) -> None:
     for name, chosen in (("reference_cells", ~held_out), ("held_out_cells", held_out)):
         path = out / f"{name}.h5ad"
         if not path.exists():
-            adata[chosen].copy().write_h5ad(path)
+            write_h5ad(adata[chosen].copy(), path)
 
 
 def _score(mapped: anndata.AnnData) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import anndata
 
 from unicoord_atlas.config import RunConfig
+from unicoord_atlas.loaders.hdf5_file import write_h5ad
 from unicoord_atlas.reference import ReferenceModel
 
 from . import build_graph, ingest, train
@@ -56,7 +57,7 @@ def fit(
         lean = anndata.AnnData(
             adata.X, obs=adata.obs, var=adata.var, layers={layer: adata.layers[layer]} if layer else None
         )
-        lean.write_h5ad(folder / "cells.h5ad")
+        write_h5ad(lean, folder / "cells.h5ad")
         ingest.run(
             ingest.IngestOptions(
                 [str(folder / "cells.h5ad")], folder / "atlas.zarr", labels=list(discrete), layer=layer, input=input

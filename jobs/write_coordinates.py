@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anndata
-import h5py
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +14,7 @@ import zarr
 
 from unicoord_atlas.loaders.cell_names import TableByColumn, with_python_names, write_columns, write_frame
 from unicoord_atlas.loaders.graph_store import write_table
+from unicoord_atlas.loaders.hdf5_file import Hdf5Output, write_h5ad
 from unicoord_atlas.loaders.row_file import RowFile
 
 from .workdir import finished_directory, finished_file, scratch_folder
@@ -77,7 +77,7 @@ def write_output(
 def write_anndata(adata: anndata.AnnData, path: Path) -> None:
     """Write as .h5ad, or as Zarr v3 where the name ends in .zarr."""
     if path.suffix == ".h5ad":
-        adata.write_h5ad(path, compression="gzip")
+        write_h5ad(adata, path, compression="gzip")
     else:
         with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Consolidated metadata")  # as anndata itself writes and reads it
@@ -128,7 +128,7 @@ def add_tables(path: Path, tables: Mapping[str, RowFile]) -> None:
 
 
 def _add_to_hdf5(path: Path, named: Mapping[str, NamedColumns], tables: Mapping[str, RowFile]) -> None:
-    with h5py.File(path, "r+") as file:
+    with Hdf5Output(path, fresh=False) as file:
         for key, columns in named.items():
             empty = pd.DataFrame(index=columns.cells[:0], columns=list(columns.places), dtype=float)
             anndata.io.write_elem(file["obsm"], key, empty)

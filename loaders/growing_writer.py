@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anndata
-import h5py
 import numpy as np
 import zarr
 
 from . import zarr_layout as names
 from .cell_names import with_python_names
 from .h5ad_writer import CsrWriter
+from .hdf5_file import Hdf5Output
 from .zarr_tables import EMPTY, write_tables
 from .zarr_writer import ShardStream, create_matrix
 
@@ -81,13 +81,15 @@ class GrowingH5ad:
     """Writes X of an .h5ad in compressed chunks."""
 
     def __init__(self, path: Path, num_genes: int, dtype: DTypeLike = np.float32) -> None:
-        self._file = h5py.File(path, "w")
+        self._output = Hdf5Output(path)
+        self._file = self._output.file
         self._file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         self._writer = CsrWriter(self._file.create_group("X"), num_genes, dtype=dtype)
 
     def append(self, block: CsrBlock) -> None:
         """Write the next rows."""
         self._writer.append(np.diff(block.indptr), block.indices.astype(np.int32, copy=False), block.data)
+        self._output.check()
 
     def finish(self, obs: pd.DataFrame, var: pd.DataFrame, uns: Mapping[str, Any]) -> None:
         """Write the rest: the tables of cells and genes, and what else is known."""
@@ -98,7 +100,7 @@ class GrowingH5ad:
 
     def close(self) -> None:
         """Close the file, finished or not."""
-        self._file.close()
+        self._output.close()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -46,6 +46,19 @@ class NeighborSettings:
     seed: int
 
 
+@dataclass
+class _Counts:
+    """Of an epoch so far."""
+
+    cells: int = 0
+    carrying: int = 0
+    rows_read: int = 0
+    remembering: int = 0
+    """Batches with remembered neighbours."""
+    ages: float = 0.0
+    """Sum over these of the median age."""
+
+
 class NeighborStream:
     """A CellStream whose minibatches have a `neighborhood`.
 
@@ -66,50 +79,53 @@ class NeighborStream:
         self._stream, self._store, self._columns = stream, store, columns
         self._neighbors, self._table, self._trained, self._settings = neighbors, table, trained, settings
         self._epoch = 0
-        self._cells = self._carrying = self._rows_read = 0
-        self._ages: list[float] = []
+        self._counts, self._next_counts = _Counts(), _Counts()
 
     def __len__(self) -> int:
         """Batches that the coming iteration yields."""
         return len(self._stream)
 
     def __iter__(self) -> Iterator[MiniBatch]:
-        self._cells, self._carrying, self._rows_read, self._ages = 0, 0, 0, []
+        self._counts, self._next_counts = self._next_counts, _Counts()
         for batch in self._stream:
             yield replace(batch, neighborhood=self._around(batch))
 
     def set_epoch(self, epoch: int) -> None:
         """See CellStream."""
         self._epoch = epoch
+        self._counts, self._next_counts = _Counts(), _Counts()
         self._stream.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """See CellStream."""
-        return self._stream.state_dict()
+        """See CellStream; with what `facts` counts, so that an epoch that was cut short says the same of itself."""
+        return {**self._stream.state_dict(), "neighbors": asdict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See CellStream."""
+        state = dict(state)
+        self._counts = _Counts(**state.pop("neighbors", {}))
+        self._next_counts = replace(self._counts)  # nothing may be left to iterate over
         self._stream.load_state_dict(state)
         self._epoch = state["epoch"]
 
     def facts(self) -> dict[str, float]:
         """Of this rank's epoch so far, for the log.
 
-        Live neighbours read, median age in steps of the remembered ones; share of the cells that carried the term, and
-        how many live neighbours each of these had, as they came out.
+        Live neighbours read; median age in steps of the remembered ones, a mean over minibatches; share of the cells
+        that carried the term, and how many live neighbours each of these had, as they came out.
         """
-        age = float(np.median(self._ages)) if self._ages else 0.0
+        counts = self._counts
         return {
-            "diffusion_rows_read": float(self._rows_read),
-            "diffusion_median_age": age,
-            "diffusion_share": self._carrying / max(self._cells, 1),
-            "diffusion_live": self._rows_read / max(self._carrying, 1),
+            "diffusion_rows_read": float(counts.rows_read),
+            "diffusion_median_age": counts.ages / max(counts.remembering, 1),
+            "diffusion_share": counts.carrying / max(counts.cells, 1),
+            "diffusion_live": counts.rows_read / max(counts.carrying, 1),
         }
 
     def _around(self, batch: MiniBatch) -> Neighborhood | None:
         """The neighbourhood of the cells that carry the term; None if no cell does."""
         noise = Noise(self._settings.seed, self._epoch, batch.rows_n)
-        self._cells += int((batch.weights_n > 0).sum())
+        self._counts.cells += int((batch.weights_n > 0).sum())
         drawn_n = noise.uniform(Purpose.DIFFUSION_SHARE, 1)[:, 0] < self._settings.share
         positions = np.flatnonzero((drawn_n & (batch.weights_n > 0)).numpy())
         indptr, indices = self._neighbors.of(batch.rows_n.numpy()[positions])
@@ -122,10 +138,12 @@ class NeighborStream:
             return None
         owners = (np.cumsum(some) - 1)[owners]
         positions, counts = positions[some], counts[some]
-        self._carrying += len(positions)
+        self._counts.carrying += len(positions)
         live = self._live(replace(noise, rows_n=batch.rows_n[torch.from_numpy(positions)]), owners, near)
-        self._rows_read += int(live.sum())
-        self._ages += [self._table.median_age(near[~live])] if not live.all() else []
+        self._counts.rows_read += int(live.sum())
+        if not live.all():
+            self._counts.remembering += 1
+            self._counts.ages += self._table.median_age(near[~live])
         mean_md, variance_md = self._table.sums(near[~live], owners[~live], len(positions))
         return Neighborhood(
             positions_m=torch.from_numpy(positions),

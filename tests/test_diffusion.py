@@ -1,3 +1,4 @@
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -179,6 +180,13 @@ def test_a_neighborhood_carries_the_counts_of_its_cells(store, tmp_path):
     assert (near.owner_v.diff() >= 0).all()
 
 
+def test_the_table_has_its_room_on_the_disk_from_the_start(tmp_path):
+    """A page of a mapped file for which there is none ends the process with a signal."""
+    path = tmp_path / "table"
+    LatentTable(path, 100_000, slice(0, 2))
+    assert path.stat().st_blocks * 512 >= path.stat().st_size >= 100_000 * 16
+
+
 def test_the_table_goes_on_from_its_checkpoint(tmp_path):
     table = LatentTable(tmp_path / "one", 10, slice(0, 2))
     table.write(torch.tensor([3, 7]), torch.randn(2, 4), torch.rand(2, 4), step=5)
@@ -199,6 +207,24 @@ def test_the_log_says_what_share_carried_the_term_and_how_many_live_neighbours_i
         assert (facts["diffusion_live"], facts["diffusion_rows_read"]) == (2, 2 * carrying)
     if share == 1:
         assert carrying == NUM_CELLS - 1  # the last cell has no neighbours
+
+
+def test_a_stream_that_goes_on_says_the_same_of_its_epoch(store, tmp_path):
+    """All of `facts`, though what is in memory of the first half is lost."""
+    whole, table = [], LatentTable(tmp_path / "table", NUM_CELLS, slice(1, 3))
+    stream = _stream(store, tmp_path, share=0.5, live=2, table=table)
+    for _ in stream:
+        whole.append((stream.state_dict(), stream.facts()))
+    state, _ = whole[1]
+    stopped = _stream(store, tmp_path, share=0.5, live=2, table=table)
+    stopped.load_state_dict(json.loads(json.dumps(state)))
+    assert len(list(stopped)) == len(whole) - 2
+    assert stopped.facts() == whole[-1][1]
+    stopped.set_epoch(0)
+    stopped.load_state_dict(whole[-1][0])  # no batch is left, so nobody asks for one
+    assert stopped.facts() == whole[-1][1]
+    stopped.set_epoch(1)
+    assert list(stopped.facts().values()) == [0] * 4
 
 
 class Rank:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from unicoord_atlas.errors import ConfigError
-from unicoord_atlas.neighbors.knn import ExactSearch, needs_lists
+from unicoord_atlas.neighbors.knn import ExactSearch, Search, needs_lists
 from unicoord_atlas.neighbors.lists import ListSearch, build_lists
 from unicoord_atlas.neighbors.query_knn import query_nearest
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 _PROBES = 8
 _AT_ONCE = 16_384
+_NEIGHBORS = 15
+"""umap's own number, the point itself included."""
+_FEW = 4096
+"""Of fewer points umap compares all pairs itself."""
 MOST_POINTS = 100_000
 """Of so many cells all are drawn; of more, so many at random."""
 
@@ -29,11 +33,37 @@ def drawn_rows(num_cells: int, most: int = MOST_POINTS, seed: int = 0) -> NDArra
 
 
 def umap_of_points(points_nd: NDArray[np.float32], seed: int = 0) -> NDArray[np.float32]:
-    """(n, 2) UMAP of points; ConfigError if umap-learn is not installed."""
+    """(n, 2) UMAP of points, with neighbours found here: umap's own search spends a minute to compile itself.
+
+    Raises
+    ------
+    ConfigError
+        If umap-learn is not installed, or faiss where points are many.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # umap speaks of Tensorflow and of its own parallel settings
-        places: NDArray[np.float32] = _umap().UMAP(random_state=seed).fit_transform(points_nd)
+        umap, settings = _umap(), {}
+        if len(points_nd) >= _FEW:
+            settings["precomputed_knn"] = _neighbors(points_nd, seed)
+        places: NDArray[np.float32] = umap.UMAP(_NEIGHBORS, random_state=seed, **settings).fit_transform(points_nd)
     return places
+
+
+def _neighbors(points_nd: NDArray[np.float32], seed: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """(n, k) rows of each point's nearest, itself first, and their distances."""
+    search = _search(points_nd, len(points_nd), seed)
+    parts = [
+        query_nearest(points_nd, points_nd[start : start + _AT_ONCE], search, _NEIGHBORS)
+        for start in range(0, len(points_nd), _AT_ONCE)
+    ]
+    found, distances = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return found.astype(np.int32), distances
+
+
+def _search(points_nd: NDArray[np.float32], num_queries: int, seed: int) -> Search:
+    if needs_lists(num_queries, len(points_nd)):
+        return ListSearch(build_lists(points_nd, seed), _PROBES)
+    return ExactSearch(points_nd)
 
 
 class PointRows(Protocol):
@@ -60,8 +90,7 @@ def umap_of_many(points_nd: PointRows, most: int = MOST_POINTS, seed: int = 0) -
     places = np.empty((len(points_nd), 2), np.float32)
     places[rows] = drawn_m2
     others = np.setdiff1d(np.arange(len(points_nd)), rows)
-    many = needs_lists(len(others), len(rows))
-    search = ListSearch(build_lists(drawn_md, seed), _PROBES) if many else ExactSearch(drawn_md)
+    search = _search(drawn_md, len(others), seed)
     for start in range(0, len(others), _AT_ONCE):
         some = others[start : start + _AT_ONCE]
         found, distances = query_nearest(drawn_md, points_nd[some], search, 3)

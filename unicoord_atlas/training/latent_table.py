@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from unicoord_atlas.model.joint_vae import JointVAE
 
 _LARGEST = float(np.finfo(np.float16).max)
+_BLOCK = 2**20
 
 
 class LatentTable:
@@ -34,8 +35,11 @@ class LatentTable:
         width = dims.stop - dims.start
         record = np.dtype([("mean", np.float16, (width,)), ("variance", np.float16, (width,)), ("step", np.int64)])
         size = num_cells * record.itemsize
-        fresh = not path.exists() or path.stat().st_size != size
-        self._table: NDArray[np.void] = np.memmap(path, record, mode="w+" if fresh else "r+", shape=(num_cells,))
+        if not path.exists() or path.stat().st_size != size:
+            with path.open("wb") as file:  # no hole: a full disk is an error now, no signal in a later step
+                for start in range(0, size, _BLOCK):
+                    file.write(bytes(min(_BLOCK, size - start)))
+        self._table: NDArray[np.void] = np.memmap(path, record, mode="r+", shape=(num_cells,))
         self._step = 0
 
     def write(self, rows_n: Tensor, mean_nd: Tensor, variance_nd: Tensor, step: int) -> None:
