@@ -1,6 +1,7 @@
 # Each target makes .venv and installs what it needs by itself. The stamp files depend on pyproject.toml and
 # constraints.txt, so nothing is installed again until one of them changes.
 PYTHON ?= python3
+WORKERS ?= 2
 INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
 .PHONY: demo test test-slow lint format docs audit clean
@@ -10,7 +11,7 @@ demo: .venv/demo.stamp
 	.venv/bin/unicoord-atlas demo
 
 test: .venv/test.stamp
-	.venv/bin/pytest -q -m "not slow"
+	.venv/bin/pytest -q -n $(WORKERS) -m "not slow"
 
 test-slow: .venv/test.stamp
 	.venv/bin/pytest -q -m slow

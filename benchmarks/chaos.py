@@ -34,6 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numba
 import numpy as np
 from chaos_disk import enter_namespace, leave, make_room, own_disk, used_bytes
 from chaos_stages import DAMAGE, Stage, stages, write_sets
@@ -56,6 +57,7 @@ from unicoord_atlas.jobs import (  # all that the stages import: children are fo
     train,
 )
 from unicoord_atlas.loaders.zarr_layout import MatrixLayout
+from unicoord_atlas.report.plane import umap_of_points
 from unicoord_atlas.training.metrics import SPEED
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where to write the result")
     args = parser.parse_args()
     enter_namespace()
+    compile_umap()
     moments = 1 if args.quick else args.moments
     ingest_write.MatrixLayout = partial(MatrixLayout, inner_chunk=4096, chunks_per_shard=4)
     rows = []
@@ -120,6 +123,12 @@ def main() -> int:
             json.dumps({"command": " ".join(["python", *sys.argv]), "disturbances": rows}, indent=1) + "\n"
         )
     return int(bad > 0)
+
+
+def compile_umap() -> None:
+    """Or each child that writes a report would; in threads of numba's own, since those of OpenMP forbid to fork."""
+    numba.config.THREADING_LAYER = "workqueue"
+    umap_of_points(np.random.default_rng(0).random((200, 60), np.float32))
 
 
 def plans(stage: Stage, before: Path, whole: Path, seconds: float, moments: int, seed: int) -> Iterator[Plan]:
