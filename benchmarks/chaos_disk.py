@@ -52,4 +52,5 @@ def used_bytes(folder: Path) -> int:
 
 
 def _resize(folder: Path, size: int) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+    # with its source named: mount would otherwise repeat the owner it finds, who has no name in a namespace
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"remount,size={size}", "tmpfs", folder], check=True)

@@ -45,12 +45,19 @@ class Stage:
     damaged: tuple[Damaged, ...] = ()
 
 
-def stages() -> list[Stage]:
-    """In order; paths are within the working directory."""
+def train_words() -> tuple[str, ...]:
+    """A run of a few seconds with checkpoints."""
     settings = ("train.epochs=3", "train.batch_size=64", "train.checkpoint_every_steps=3", "model.hidden=[32,16]")
     settings += ("data.min_cells=1", 'train.trackers=["tensorboard"]')
     settings += ("latent.diffusion=2",)  # so that it reads the graph, too, and keeps a table of latents
     settings += ("train.precision=fp32",)  # which one is faster, a busy machine would say now so and now so
+    words = ("train", "near.zarr", "--out", "run", "--discrete", "cell_type", "--continuous", "gradient_1")
+    words += ("--no-report",)  # a stage of its own; that of a run shows times
+    return words + tuple(word for setting in settings for word in ("--set", setting))
+
+
+def stages() -> list[Stage]:
+    """In order; paths are within the working directory."""
     sizes = ("--min-genes", "3", "--null-draws", "60", "--null-cells", "200", "--trees", "16", "--p", "1", "--top", "9")
     counts, weights = (Damaged(path) for path in ("atlas.zarr/X/data/c/1", "run/model/model.safetensors"))
     near_counts, sizes_of_cells = (Damaged(f"near.zarr/{name}") for name in ("X/data/c/1", "obs/size_factor/c/0"))
@@ -75,11 +82,7 @@ def stages() -> list[Stage]:
         ),
         Stage(
             "train",
-            (
-                *("train", "near.zarr", "--out", "run", "--discrete", "cell_type", "--continuous", "gradient_1"),
-                "--no-report",  # a stage of its own; that of a run shows times
-                *(word for setting in settings for word in ("--set", setting)),
-            ),
+            train_words(),
             ("run",),
             (near_counts, sizes_of_cells),
         ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -11,7 +10,6 @@ import h5py
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 
 class Hdf5Output:
@@ -37,14 +35,8 @@ class Hdf5Output:
     def __enter__(self) -> h5py.File:
         return self.file
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            with suppress(OSError):
-                self.close()
+    def __exit__(self, *error: object) -> None:
+        self.close()  # whatever came first: that a write has failed is why
 
 
 def write_h5ad(adata: anndata.AnnData, path: Path, compression: str | None = None) -> None:

@@ -33,7 +33,7 @@ def drawn_rows(num_cells: int, most: int = MOST_POINTS, seed: int = 0) -> NDArra
 
 
 def umap_of_points(points_nd: NDArray[np.float32], seed: int = 0) -> NDArray[np.float32]:
-    """(n, 2) UMAP of points, with neighbours found here: umap's own search spends a minute to compile itself.
+    """(n, 2) UMAP of points, with neighbours found here: umap's own search takes half a minute to compile itself.
 
     Raises
     ------
