@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["nearest", "markers", "trajectory", "sweep-gif"]
 SWEPT = ("trajectory", "sweep-gif")
+_FEWEST = 5
+"""Cells on a plane: umap takes no fewer, and two components need three."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ def run(options: FigureOptions) -> dict[str, Any]:
         whole = QueryBatches(source, reference.schema, reference.normalization)
         require_coverage(whole.coverage, options.cells, options.min_coverage)
         size = min(options.max_cells, source.n_obs)
+        if options.kind != "markers" and size < _FEWEST:
+            few = f"{options.cells} has {source.n_obs} cells and --max-cells is {options.max_cells}"
+            raise UsageError(f"figure {options.kind}: {few}; a plane is laid through {_FEWEST} or more")
         rows = np.sort(np.random.default_rng(options.how.seed).choice(source.n_obs, size, replace=False))
         picked = PickedRows(source, rows.tolist())
         scene = make_scene(reference, picked, obs.iloc[rows], options.how, _view_of(options, reference))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,12 @@ class CellStream:
             window_cells, memory_bytes = min(window_cells, _STORED_CELLS), min(memory_bytes, _STORED_BYTES)
         # Cells that are drawn often lie together in blocks of their own, which may hold more entries than any others.
         fits = cells_in_memory(store, self._rows(), block_cells, memory_bytes // (2 + 2 * num_workers))
+        if order == "shuffled" and fits < min(batch_size, len(store.indptr) - 1):
+            warnings.warn(
+                f"memory_bytes = {memory_bytes:,} holds {fits:,} of the largest cells, fewer than a minibatch of "
+                f"{batch_size:,}: cells of one minibatch only are shuffled together, and more memory is taken",
+                stacklevel=2,
+            )
         self._cut = replace(cut, window_batches=max(min(window_cells, fits) // batch_size, 1))
         self._start = 0
         self._done = 0

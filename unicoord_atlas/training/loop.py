@@ -26,7 +26,7 @@ from .metrics import (
     require_finite,
     require_finite_weights,
 )
-from .optimizer import learning_rate, make_optimizer
+from .optimizer import FORGET_EVERY, forget_tiny_moments, learning_rate, make_optimizer
 from .ranks import agreed_step, peers_named, wrap_for_ranks
 from .run import EpochClock, Training
 from .signals import Stopped, noted_signals
@@ -225,6 +225,8 @@ def _step(run: Training, state: _State, batches: Iterator[MiniBatch]) -> Mapping
     if run.config.clip_norm > 0:
         run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.clip_norm)
     state.optimizer.step()
+    if (step + 1) % FORGET_EVERY == 0:
+        forget_tiny_moments(state.optimizer)
     state.optimizer.zero_grad(set_to_none=True)
     return sums
 

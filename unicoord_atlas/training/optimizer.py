@@ -15,11 +15,27 @@ if TYPE_CHECKING:
 
 RULE_BATCH = 256
 """The batch that `train.learning_rate` is meant for."""
+FORGET_EVERY = 100
+"""Steps between calls of `forget_tiny_moments`: a first moment takes 175 from 1e-30 to the subnormal numbers."""
+_TINY = 1e-30
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Adam:
     """Fused Adam: one pass over weights, gradients and moments, where the loop over tensors would take five."""
     return torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+
+
+@torch.no_grad()
+def forget_tiny_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Set Adam's moments below 1e-30 to 0; beside its epsilon of 1e-8 no weight can tell.
+
+    The first moment of a weight whose gradient stays 0, as of a dead unit's, loses a tenth in each step, and is then
+    rounded back to the same subnormal number for good.  For each of these an Intel processor takes over a hundred
+    cycles: from some 900 steps on Adam took four times as long, and so a step half as long again.
+    """
+    for moments in optimizer.state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            torch.hardshrink(moments[name], _TINY, out=moments[name])
 
 
 def even_batch_size(num_cells: int, batch_size: int) -> int:
