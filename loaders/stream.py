@@ -107,8 +107,9 @@ class CellStream:
         if order == "stored":  # nothing is mixed
             window_cells, memory_bytes = min(window_cells, _STORED_CELLS), min(memory_bytes, _STORED_BYTES)
         # Cells that are drawn often lie together in blocks of their own, which may hold more entries than any others.
-        fits = cells_in_memory(store, self._rows(), block_cells, memory_bytes // (2 + 2 * num_workers))
-        if order == "shuffled" and fits < min(batch_size, len(store.indptr) - 1):
+        drawn = self._rows()
+        fits = cells_in_memory(store, drawn, block_cells, memory_bytes // (2 + 2 * num_workers))
+        if order == "shuffled" and fits < min(batch_size, store.n_obs if drawn is None else len(drawn)):
             warnings.warn(
                 f"memory_bytes = {memory_bytes:,} holds {fits:,} of the largest cells, fewer than a minibatch of "
                 f"{batch_size:,}: cells of one minibatch only are shuffled together, and more memory is taken",

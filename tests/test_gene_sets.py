@@ -257,17 +257,20 @@ def test_forest_without_levels_splits_between_all_scores():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.float32])
 def test_ties_weigh_what_their_places_do_on_average(dtype):
-    """Many cells of few counts, and few of many: both ways to rank them, against every place by itself."""
+    """Many cells of few counts, few of many, some with both: all ways to rank them, against every place by itself."""
     rng = np.random.default_rng(3)
-    for rows, highest in ((40, 6), (2, 250)):
+    for rows, highest, high_share in ((40, 6, 0), (2, 250, 0), (40, 6, 0.2), (40, 6, 0.9)):
         indptr = np.cumsum([0, *rng.integers(0, 120, rows), 0])
         data = rng.integers(1, highest, indptr[-1]).astype(dtype)
+        is_high = rng.random(len(data)) < high_share
+        data[is_high] += rng.integers(1, 240, is_high.sum()).astype(dtype)
         expected = []
         for start, stop in pairwise(indptr):
             place = stats.rankdata(-data[start:stop].astype(np.float64), method="ordinal")
             weight = np.maximum(50 - place, 0)
             expected += [weight[data[start:stop] == value].mean() for value in data[start:stop]]
         np.testing.assert_allclose(tie_weights(indptr, data, 50), expected, rtol=1e-6)
+        np.testing.assert_array_equal(tie_weights(indptr, data, 50), tie_weights(indptr, data.astype(np.float32), 50))
 
 
 def test_p_values_come_from_random_sets_of_the_size():

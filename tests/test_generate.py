@@ -437,6 +437,22 @@ def test_figures_are_drawn(tmp_path, kind):
             figure.run(wrong)
 
 
+@pytest.mark.parametrize("kind", ["nearest", "trajectory", "sweep-gif"])
+def test_a_figure_on_a_plane_takes_five_cells_or_more(tmp_path, kind):
+    (tmp_path / "reference").mkdir()
+    REFERENCE.save(tmp_path / "reference")
+    cells = random_cells(6)
+    cells.obs["cell_type"] = np.resize(CLASSES, 6)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    changes = Changes({"cell_type": "B"}) if kind == "nearest" else Changes({}, sweeps={"time": "0:10:3"})
+    out = tmp_path / ("made.gif" if kind == "sweep-gif" else "made.png")
+    given = (tmp_path / "cells.h5ad", tmp_path / "reference", out, Generation(changes), "cell_type", [])
+    with pytest.raises(UsageError, match=r"has 6 cells and --max-cells is 4; a plane is laid through 5 or more"):
+        figure.run(figure.FigureOptions(kind, *given, 4))
+    assert not out.exists()
+    assert figure.run(figure.FigureOptions(kind, *given, 5))["cells"] == 5
+
+
 def test_a_scene_holds_real_cells_and_every_point_of_the_sweep():
     cells = random_cells(20)
     how = Generation(Changes({"cell_type": "B"}, sweeps={"time": "0:10:3"}), sample="mode", min_value=0)

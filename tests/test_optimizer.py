@@ -26,7 +26,7 @@ def test_learning_rate_warms_up_over_at_most_a_tenth():
 
 @pytest.mark.parametrize("forgets", [False, True])
 def test_moments_of_dead_weights_do_not_stay_subnormal(forgets):
-    """Without it they do: processors take many times as long for such numbers.  The weights are the same, to the bit."""
+    """Without it they do, which takes processors many times as long.  The weights are the same, to the bit."""
     noise = torch.Generator().manual_seed(0)
     layers = [torch.nn.Linear(8, 64, bias=False) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from cells import write_cells
+from safetensors.numpy import load_file
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.errors import ConfigError, DataError
@@ -15,7 +16,7 @@ from unicoord_atlas.jobs import ingest, train
 from unicoord_atlas.jobs.run_identity import alone
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.reference import ReferenceModel
-from unicoord_atlas.training import loop
+from unicoord_atlas.training import loop, optimizer
 from unicoord_atlas.training.finish import with_folded
 from unicoord_atlas.training.preparation import split_rows
 from unicoord_atlas.training.signals import Stopped
@@ -65,6 +66,16 @@ def test_ctrl_c_in_the_first_epoch_leaves_a_model_and_a_run_that_goes_on(atlas, 
     assert (out / "model" / "model.safetensors").read_bytes() != undisturbed
     assert train.run(options(atlas, out))["epochs"] == 2
     assert (out / "model" / "model.safetensors").read_bytes() == undisturbed
+
+
+def test_tiny_moments_are_forgotten_while_a_run_trains(atlas, tmp_path, monkeypatch):
+    monkeypatch.setattr(optimizer, "_TINY", 1e30)
+    monkeypatch.setattr(loop, "FORGET_EVERY", 1)
+    train.run(options(atlas, tmp_path / "run"))
+    (saved,) = (tmp_path / "run" / "checkpoints").glob("step-*/optimizer.safetensors")
+    moments = {name: values for name, values in load_file(saved).items() if "exp_avg" in name}
+    assert moments
+    assert not any(values.any() for values in moments.values())
 
 
 @pytest.mark.parametrize("epoch", [0, 1])

@@ -239,6 +239,12 @@ def test_windows_of_cells_that_are_drawn_often_keep_to_the_memory_budget(store, 
     assert max(entries) * store.entry_bytes <= 1.2 * 4_000
 
 
+def test_memory_that_does_not_hold_a_minibatch_is_said(store):
+    with pytest.warns(UserWarning, match=r"memory_bytes = 100 holds 0 of .* fewer than a minibatch of 8"):
+        assert len(ledger(make(store, batch_size=8, memory_bytes=100))) == NUM_ROWS
+    make(store, batch_size=8, memory_bytes=100, order="stored")
+
+
 def test_windows_are_small_where_nothing_is_shuffled(store, monkeypatch):
     monkeypatch.setattr(stream_module, "_STORED_CELLS", 16)
     read, inner = [], store.read_ranges
