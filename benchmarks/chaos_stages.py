@@ -80,12 +80,7 @@ def stages() -> list[Stage]:
             ("near.zarr", "near.gene-sets"),
             (near_counts,),
         ),
-        Stage(
-            "train",
-            train_words(),
-            ("run",),
-            (near_counts, sizes_of_cells),
-        ),
+        Stage("train", train_words(), ("run",), (near_counts, sizes_of_cells)),
         Stage(
             "export-latents",
             ("export-latents", "near.zarr", "--run", "run", "--out", "latents.zarr"),

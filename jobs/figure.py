@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["nearest", "markers", "trajectory", "sweep-gif"]
 SWEPT = ("trajectory", "sweep-gif")
-_FEWEST = 5
+_FEWEST = 4
 """Cells on a plane: umap takes no fewer, and two components need three."""
 
 

@@ -33,7 +33,7 @@ def figure(
     genes: Annotated[str, typer.Option(help="Of markers: symbols or Ensembl ids.", metavar="CD3E,LYZ")] = "",
     sample: Annotated[Literal["posterior", "mode"], typer.Option(help="As of generate.")] = "posterior",
     seed: Annotated[int, typer.Option(help="Of the draws, and of which cells are taken.")] = 0,
-    max_cells: Annotated[int, typer.Option(help="So many cells at most, taken at random.")] = 2000,
+    max_cells: Annotated[int, typer.Option(min=1, help="So many cells at most, taken at random.")] = 2000,
     layer: Annotated[str | None, typer.Option(help="Matrix to read: X, raw or the name of a layer.")] = None,
     min_coverage: MinCoverage = 0.3,
     as_json: Json = False,

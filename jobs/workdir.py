@@ -88,9 +88,7 @@ def finished_directory(
         (partial / _RECORD).unlink(missing_ok=True)  # a writer that empties its directory took it along
         _remove_leftovers(partial)
         _write_manifest(partial, made_from, counts or {})
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
+        partial.rename(out)  # over an empty directory, too
         sync_file(out.parent)
 
 

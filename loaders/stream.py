@@ -107,17 +107,12 @@ class CellStream:
         if order == "stored":  # nothing is mixed
             window_cells, memory_bytes = min(window_cells, _STORED_CELLS), min(memory_bytes, _STORED_BYTES)
         # Cells that are drawn often lie together in blocks of their own, which may hold more entries than any others.
-        drawn = self._rows()
-        fits = cells_in_memory(store, drawn, block_cells, memory_bytes // (2 + 2 * num_workers))
-        if order == "shuffled" and fits < min(batch_size, store.n_obs if drawn is None else len(drawn)):
-            warnings.warn(
-                f"memory_bytes = {memory_bytes:,} holds {fits:,} of the largest cells, fewer than a minibatch of "
-                f"{batch_size:,}: cells of one minibatch only are shuffled together, and more memory is taken",
-                stacklevel=2,
-            )
+        fits = cells_in_memory(store, self._rows(), block_cells, memory_bytes // (2 + 2 * num_workers))
         self._cut = replace(cut, window_batches=max(min(window_cells, fits) // batch_size, 1))
         self._start = 0
         self._done = 0
+        if order == "shuffled" and fits < min(batch_size, self._plan().num_cells):
+            _warn_of_memory(memory_bytes, fits, batch_size)
         if drop_last and self._plan().num_batches == 0:
             raise ConfigError(
                 f"batch_size {batch_size} with drop_last leaves no batch of {self._plan().num_cells} cells"
@@ -223,6 +218,14 @@ def _read(
     store: CellStore, plan: EpochPlan, rank: int, rows: NDArray[np.int64] | None, number: int, buffer: CsrBuffer
 ) -> Window:
     return read_window(store, plan.window(rank, number), rows, buffer)
+
+
+def _warn_of_memory(memory_bytes: int, fits: int, batch_size: int) -> None:
+    warnings.warn(
+        f"memory_bytes = {memory_bytes:,} holds {fits:,} of the largest cells, fewer than a minibatch of "
+        f"{batch_size:,}: cells of one minibatch only are shuffled together, and more memory is taken",
+        stacklevel=3,
+    )
 
 
 def cells_in_memory(store: CellStore, rows: NDArray[np.int64] | None, block_cells: int, memory_bytes: int) -> int:

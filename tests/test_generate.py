@@ -408,19 +408,23 @@ def test_a_growing_store_keeps_values_and_genes_as_they_are(tmp_path, name, dtyp
     assert made.var["note"].isna().tolist() == [False, True] * (NUM_GENES // 2)
 
 
+def cells_and_reference(folder, num_cells):
+    """Where both lie now."""
+    (folder / "reference").mkdir()
+    REFERENCE.save(folder / "reference")
+    cells = random_cells(num_cells)
+    cells.obs["cell_type"] = np.resize(CLASSES, num_cells)
+    cells.write_h5ad(folder / "cells.h5ad")
+    return folder / "cells.h5ad", folder / "reference"
+
+
 @pytest.mark.parametrize("kind", ["nearest", "markers", "trajectory", "sweep-gif"])
 def test_figures_are_drawn(tmp_path, kind):
-    (tmp_path / "reference").mkdir()
-    REFERENCE.save(tmp_path / "reference")
-    cells = random_cells(120)
-    cells.obs["cell_type"] = np.resize(CLASSES, 120)
-    cells.write_h5ad(tmp_path / "cells.h5ad")
+    given = cells_and_reference(tmp_path, 120)
     swept = kind in figure.SWEPT
     changes = Changes({"platform": "10x"}, sweeps={"time": "0:10:3"}) if swept else Changes({"cell_type": "B"})
     out = tmp_path / ("made.gif" if kind == "sweep-gif" else "made.png")
-    options = figure.FigureOptions(
-        kind, tmp_path / "cells.h5ad", tmp_path / "reference", out, Generation(changes), "cell_type", ["G1", "G2"], 90
-    )
+    options = figure.FigureOptions(kind, *given, out, Generation(changes), "cell_type", ["G1", "G2"], 90)
     assert figure.run(options)["cells"] == 90
     assert out.read_bytes()[:4] in (b"\x89PNG", b"GIF8")
     for wrong, words in (
@@ -438,19 +442,14 @@ def test_figures_are_drawn(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["nearest", "trajectory", "sweep-gif"])
-def test_a_figure_on_a_plane_takes_five_cells_or_more(tmp_path, kind):
-    (tmp_path / "reference").mkdir()
-    REFERENCE.save(tmp_path / "reference")
-    cells = random_cells(6)
-    cells.obs["cell_type"] = np.resize(CLASSES, 6)
-    cells.write_h5ad(tmp_path / "cells.h5ad")
+def test_a_figure_on_a_plane_takes_four_cells_or_more(tmp_path, kind):
     changes = Changes({"cell_type": "B"}) if kind == "nearest" else Changes({}, sweeps={"time": "0:10:3"})
     out = tmp_path / ("made.gif" if kind == "sweep-gif" else "made.png")
-    given = (tmp_path / "cells.h5ad", tmp_path / "reference", out, Generation(changes), "cell_type", [])
-    with pytest.raises(UsageError, match=r"has 6 cells and --max-cells is 4; a plane is laid through 5 or more"):
-        figure.run(figure.FigureOptions(kind, *given, 4))
+    given = (*cells_and_reference(tmp_path, 6), out, Generation(changes), "cell_type", [])
+    with pytest.raises(UsageError, match=r"has 6 cells and --max-cells is 3; a plane is laid through 4 or more"):
+        figure.run(figure.FigureOptions(kind, *given, 3))
     assert not out.exists()
-    assert figure.run(figure.FigureOptions(kind, *given, 5))["cells"] == 5
+    assert figure.run(figure.FigureOptions(kind, *given, 4))["cells"] == 4
 
 
 def test_a_scene_holds_real_cells_and_every_point_of_the_sweep():
