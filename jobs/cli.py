@@ -105,7 +105,10 @@ def reorder(
     out: Annotated[Path, typer.Option(help="The new atlas store.")],
     as_json: Json = False,
 ) -> None:
-    """Write an atlas with a graph again so that neighbours lie close on disk; obs/original_row keeps where each was."""
+    """Write an atlas with a graph again so that neighbours lie close on disk; obs/original_row keeps where each was.
+
+    Beside the new atlas, the disk needs room for its counts once more until it is finished.
+    """
     from . import reorder as job
 
     finish(job.run(job.ReorderOptions(store, out)), as_json)

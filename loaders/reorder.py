@@ -1,32 +1,34 @@
-"""The cells of a store in another order, as the shards of another: rows are read from all over it."""
+"""The cells of a store in another order, as the shards of another: dealt into buckets, then put in order."""
 
 from __future__ import annotations
 
+import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import zarr
 
-from .plan import find_runs
-from .row_matrix import bounded_cuts
+from .buckets import Buckets, bucket_spans, deal, plan_deals
 from .store import CsrBuffer
-from .take_rows import take_rows
 from .write_pass import begin_shards, own_rows
 from .zarr_layout import MatrixLayout, read_layout
 from .zarr_writer import AtlasWriter, is_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from unicoord_atlas.csr_block import CsrBlock
+
     from .store import CellStore
     from .write_pass import RunEach
 
-_ENTRIES_TOGETHER = 1 << 24
-"""Of rows that are read together, in the order of the store: rows that share a compressed block share its decoding."""
+_DEALT = "unfinished-buckets"
+"""Folder in the output.  What a killed job left there is dealt anew: nothing says that it survived a power cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,15 @@ class ReorderTask:
     out: Path
     shard: int
     store: CellStore
+    first_place: int
+    """Of the first row that begins in the shard, or of the one before if it ends in it."""
     order: NDArray[np.int64]
-    """Rows of the store that have entries in the shard, in their new order."""
+    """Rows of the store from that place on."""
+    first_bucket: int
+    """Number of the first bucket of the shard."""
+    spans: list[tuple[int, int]]
+    """Places start:stop of each of its buckets: all rows that begin in the shard."""
+    buckets: Buckets
     threads: int
 
 
@@ -47,29 +56,39 @@ def write_reordered(
     store: CellStore,
     order: NDArray[np.int64],
     threads: int,
-    progress: Callable[[int], object],
+    progress: Callable[[float], object],
     run_each: RunEach = map,
 ) -> None:
     """Write X with row i of `out` taken from row order[i] of `store`, going on from whatever whole shards are there.
+
+    Until it is finished, `out` also holds the buckets: the disk needs room for the counts twice.
 
     Parameters
     ----------
     layout
         Of `out`: its indptr follows from the order.
     progress
-        Called with the number of rows of each shard.
+        Called with numbers of rows: a half of each where they are dealt, the other where they are written.
     """
     out = out.absolute()  # a process of a cluster may stand elsewhere
     begin_shards(out, layout)
-    tasks = [
-        ReorderTask(out, shard, store, order[slice(*layout.rows_of_shard(shard))], threads)
-        for shard in range(layout.num_shards)
-    ]
-    left = [task for task in tasks if not is_whole(out, layout, task.shard)]
-    num_own = np.diff(own_rows(layout)).tolist()
-    progress(layout.num_rows - sum(num_own[task.shard] for task in left))
-    for shard in run_each(write_reordered_shard, left):
-        progress(num_own[shard])
+    owned = own_rows(layout).tolist()
+    left = [shard for shard in range(layout.num_shards) if not is_whole(out, layout, shard)]
+    progress(layout.num_rows - sum(owned[shard + 1] - owned[shard] for shard in left))
+    spans = {shard: bucket_spans(layout, *owned[shard : shard + 2]) for shard in left}
+    with _emptied(out / _DEALT) as folder:
+        deals = plan_deals(folder, store, order, [span for shard in left for span in spans[shard]], threads)
+        for num_rows in run_each(deal, deals):
+            progress(num_rows / 2)
+        buckets = Buckets(tuple(task.path for task in deals), np.array([task.rows[0] for task in deals], np.int64))
+        tasks, number = [], 0
+        for shard in left:
+            first = min(layout.rows_of_shard(shard)[0], owned[shard])
+            rows = order[first : owned[shard + 1]]
+            tasks.append(ReorderTask(out, shard, store, first, rows, number, spans[shard], buckets, threads))
+            number += len(spans[shard])
+        for shard in run_each(write_reordered_shard, tasks):
+            progress((owned[shard + 1] - owned[shard]) / 2)
 
 
 def write_reordered_shard(task: ReorderTask) -> int:
@@ -77,17 +96,32 @@ def write_reordered_shard(task: ReorderTask) -> int:
     layout = read_layout(zarr.open_group(task.out, mode="r"), str(task.out))
     if is_whole(task.out, layout, task.shard):
         return task.shard  # by a worker that was lost after it had written it
-    first_row, stop_row = layout.rows_of_shard(task.shard)
-    buffer = CsrBuffer()
     with AtlasWriter(task.out, layout, task.shard, task.shard + 1, task.threads) as writer:
-        for start, stop in bounded_cuts(layout.indptr, stop_row, first_row, stop_row, _ENTRIES_TOGETHER):
-            rows = task.order[start - first_row : stop - first_row]
-            ascending = np.argsort(rows, kind="stable")
-            place = np.empty_like(ascending)
-            place[ascending] = np.arange(len(rows))
-            taken = take_rows(task.store.read_ranges(find_runs(rows[ascending]), buffer), place)
-            writer.write(taken)
+        for place, block in _blocks(task, layout):
+            writer.write_from(place, block)
     return task.shard
+
+
+def _blocks(task: ReorderTask, layout: MatrixLayout) -> Iterator[tuple[int, CsrBlock]]:
+    """First place and rows."""
+    own_place = task.first_place + len(task.order) - sum(stop - start for start, stop in task.spans)
+    if task.first_place < own_place:  # a row that begins in the shard before, whose bucket it is in
+        row = int(task.order[0])
+        yield task.first_place, task.store.read_ranges(np.array([[row, row + 1]]))
+    buffer = CsrBuffer()
+    for number, (start, stop) in enumerate(task.spans, task.first_bucket):
+        rows = task.order[start - task.first_place : stop - task.first_place]
+        lengths = np.diff(layout.indptr[start : stop + 1])
+        yield start, task.buckets.read(number, rows, lengths, layout, buffer, task.threads)
+
+
+@contextmanager
+def _emptied(folder: Path) -> Iterator[Path]:
+    """A folder for what is needed meanwhile; after a failure the next run begins it anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
 
 
 def reordered_layout(layout: MatrixLayout, order: NDArray[np.int64]) -> MatrixLayout:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 import zarr
 
-from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.genes import GeneMap, remap
 
 from .in_order import in_order
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from unicoord_atlas.csr_block import CsrBlock
     from unicoord_atlas.normalization import Normalization
 
     from .sources import CellSource
@@ -126,8 +126,7 @@ def write_shard(task: ShardTask) -> int:
     with AtlasWriter(task.out, layout, task.shard, task.shard + 1, task.threads) as writer:
         row = task.stop_row - sum(rows.last - rows.first for rows in task.rows)
         for block, sums in in_order(prepare, _pieces(task), task.threads):
-            if writer.next_row < min(row + block.num_rows, writer.stop_row):  # else its rows are empty
-                writer.write(CsrBlock(block.indptr[writer.next_row - row :], block.indices, block.data))
+            writer.write_from(row, block)
             row += block.num_rows
             if sums is not None:
                 tally.add(sums)

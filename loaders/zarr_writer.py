@@ -17,6 +17,7 @@ import zarr
 from numcodecs import blosc
 from zarr.codecs import BloscCodec
 
+from unicoord_atlas.csr_block import CsrBlock
 from unicoord_atlas.errors import DataError
 
 from . import zarr_layout as names
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
-
-    from unicoord_atlas.csr_block import CsrBlock
 
     from .zarr_layout import MatrixLayout
 
@@ -80,6 +79,11 @@ class AtlasWriter:
         self._indices.append(block.indices[entries].astype(self._layout.index_dtype, copy=False))
         self._next_entry = first_entry + take
         self.next_row = stop
+
+    def write_from(self, row: int, block: CsrBlock) -> None:
+        """Append what is needed of a block that begins at `row`: those before `next_row` may be in it, empty or not."""
+        if self.next_row < min(row + block.num_rows, self.stop_row):  # else its rows are empty
+            self.write(CsrBlock(block.indptr[self.next_row - row :], block.indices, block.data))
 
     def close(self) -> None:
         """Finish the last shard; DataError if rows are missing."""

@@ -2,6 +2,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import zarr
 from stores import write_store
 from test_graph import build, clustered_counts, give_table, points_of_cells, store_of
@@ -9,6 +10,7 @@ from test_graph import build, clustered_counts, give_table, points_of_cells, sto
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.jobs import check, reorder
 from unicoord_atlas.jobs.reorder import ORIGINAL_ROW, ReorderOptions
+from unicoord_atlas.loaders import buckets
 from unicoord_atlas.loaders.graph_store import Neighbors
 from unicoord_atlas.loaders.reorder import reordered_layout, write_reordered
 from unicoord_atlas.loaders.store import open_store
@@ -170,3 +172,42 @@ def test_a_shard_that_a_lost_worker_had_written_is_done(tmp_path):
     data = zarr.open_array(tmp_path / "out.zarr/X/data")[:]
     taken = [rows.data[slice(*rows.indptr[row : row + 2])] for row in order]
     np.testing.assert_array_equal(data, np.concatenate(taken))
+
+
+@pytest.mark.parametrize("kept", [(), (0,), (1, 3)])
+def test_rows_of_many_buckets_and_stretches_are_where_they_belong(tmp_path, monkeypatch, kept):
+    """Rows without entries, rows that end in the next shard or the one after it, shards that are there."""
+    monkeypatch.setattr(buckets, "ENTRIES_TOGETHER", 90)
+    rng = np.random.default_rng(0)
+    dense = rng.integers(1, 9, (300, 400)) * (rng.random((300, 400)) < 0.02)
+    dense[rng.random(300) < 0.2] = 0
+    dense[rng.choice(300, 3), :350] = 1  # longer than a shard
+    counts = sp.csr_matrix(dense, dtype=np.float32)
+    store_of(tmp_path / "atlas.zarr", counts)
+    store = open_store(tmp_path / "atlas.zarr")
+    order = rng.permutation(store.n_obs)
+    layout = reordered_layout(MatrixLayout(store.indptr, store.n_vars, store.layout.data_dtype, 20, 8), order)
+    assert layout.num_shards > 5
+    out, rows = tmp_path / "out.zarr", []
+    write_reordered(out, layout, store, order, 2, rows.append)
+    assert sum(rows) == store.n_obs
+    if kept:
+        whole = {path: path.read_bytes() for path in out.glob("X/*/c/*") if path.parent.parent.name != "indptr"}
+        for path in whole:
+            if int(path.name) not in kept:
+                path.unlink()
+        write_reordered(out, layout, store, order, 1, int)
+        assert all(path.read_bytes() == content for path, content in whole.items())
+    assert not list(out.glob("unfinished*"))
+    written = [zarr.open_array(out / f"X/{name}")[:] for name in ("data", "indices", "indptr")]
+    np.testing.assert_array_equal(sp.csr_matrix(tuple(written), dense.shape).toarray(), dense[order])
+
+
+def test_blocks_of_the_store_are_decoded_once(tmp_path, monkeypatch):
+    """Gathered bucket by bucket, rows would have every block decoded for every bucket."""
+    monkeypatch.setattr(buckets, "ENTRIES_TOGETHER", 1000)
+    store_of(tmp_path / "atlas.zarr", clustered_counts())
+    store = open_store(tmp_path / "atlas.zarr")
+    order = np.random.default_rng(0).permutation(store.n_obs)
+    write_reordered(tmp_path / "out.zarr", reordered_layout(store.layout, order), store, order, 1, int)
+    assert store.entries_decoded < 2 * store.layout.num_entries  # both stretches decode the block at their border

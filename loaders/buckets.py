@@ -1,0 +1,161 @@
+"""Rows of a store dealt into files by where they will lie: an external sort that decodes each block of the store once.
+
+Rows gathered from all over a store have a whole compressed block decoded for each: ten times what is wanted, and more
+the larger the store is.  So the store is read stretch by stretch, and each stretch is written as a file of buckets, of
+which each holds the rows of some neighbouring places; then a bucket is read from all files and put in order.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numcodecs import blosc
+
+from unicoord_atlas.csr_block import CsrBlock
+
+from .in_order import in_order
+from .plan import find_runs
+from .row_matrix import begins_of, bounded_cuts
+from .take_rows import take_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from .store import CellStore, CsrBuffer
+    from .zarr_layout import MatrixLayout
+
+ENTRIES_TOGETHER = 1 << 24
+"""Of a stretch, and of a bucket."""
+_LEVEL = 1
+"""Of compression: each file is read once."""
+
+
+@dataclass(frozen=True, slots=True)
+class DealTask:
+    """All that a process needs to write the file of a stretch; the store pickles as its address."""
+
+    path: Path
+    store: CellStore
+    rows: NDArray[np.int64]
+    """Of the store, ascending."""
+    places: NDArray[np.int64]
+    """Where each of them will lie."""
+    borders: NDArray[np.int64]
+    """(buckets + 1,) first place of each bucket, and the one past the last."""
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """The files of all stretches."""
+
+    paths: tuple[Path, ...]
+    first_rows: NDArray[np.int64]
+    """Of the store, in each file."""
+
+    def read(
+        self,
+        number: int,
+        rows: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        layout: MatrixLayout,
+        buffer: CsrBuffer,
+        threads: int,
+    ) -> CsrBlock:
+        """A bucket in the order of its places.
+
+        Parameters
+        ----------
+        rows, lengths
+            Of the store, and how many entries each has, in this order.
+        layout
+            Says the types.
+        """
+        path_of_row = np.searchsorted(self.first_rows, rows, side="right") - 1
+        as_read = np.argsort(path_of_row, kind="stable")  # in each file they lie in the order of their places, too
+        indptr = begins_of([lengths[as_read]])
+        ends = indptr[np.searchsorted(path_of_row[as_read], np.arange(len(self.paths) + 1))]
+        data = buffer.array("data", int(indptr[-1]), layout.data_dtype)
+        indices = buffer.array("indices", int(indptr[-1]), layout.index_dtype)
+        pieces = [slice(start, stop) for start, stop in pairwise(ends.tolist())]
+        files = [
+            (path, data[piece], indices[piece])
+            for path, piece in zip(self.paths, pieces, strict=True)
+            if piece.start < piece.stop
+        ]
+        for _ in in_order(lambda file: _decode(number, *file), files, threads):
+            pass
+        place = np.empty_like(as_read)
+        place[as_read] = np.arange(len(place))
+        return take_rows(CsrBlock(indptr, indices, data), place)
+
+
+def bucket_spans(layout: MatrixLayout, start: int, stop: int) -> list[tuple[int, int]]:
+    """Places start:stop cut into those of one bucket each."""
+    return list(bounded_cuts(layout.indptr, max(stop - start, 1), start, stop, ENTRIES_TOGETHER))
+
+
+def plan_deals(
+    folder: Path,
+    store: CellStore,
+    order: NDArray[np.int64],
+    spans: Sequence[tuple[int, int]],
+    threads: int,
+) -> list[DealTask]:
+    """One task a stretch of the store; place i will have row order[i].
+
+    Parameters
+    ----------
+    spans
+        Places start:stop of each bucket, ascending; rows of no bucket are left out.
+    """
+    if not spans:
+        return []
+    places = np.concatenate([np.arange(*span) for span in spans])
+    places = places[np.argsort(order[places])]
+    rows = order[places]
+    borders = np.array([start for start, _ in spans] + [spans[-1][1]])
+    indptr = begins_of([store.indptr[rows + 1] - store.indptr[rows]])
+    return [
+        DealTask(folder / str(number), store, rows[start:stop], places[start:stop], borders, threads)
+        for number, (start, stop) in enumerate(bounded_cuts(indptr, len(rows), 0, len(rows), ENTRIES_TOGETHER))
+    ]
+
+
+def deal(task: DealTask) -> int:
+    """Write a file: 2 x buckets + 1 offsets, then counts and genes of each bucket; the number of rows."""
+    by_place = np.argsort(task.places)
+    dealt = take_rows(task.store.read_ranges(find_runs(task.rows)), by_place)
+    cuts = dealt.indptr[np.searchsorted(task.places[by_place], task.borders)].tolist()
+    pieces = (values[start:stop] for start, stop in pairwise(cuts) for values in (dealt.data, dealt.indices))
+    encoded = list(in_order(_encoded, pieces, task.threads))
+    offsets = np.cumsum([8 * (len(encoded) + 1), *map(len, encoded)], dtype=np.int64)
+    # Under its name only when it is whole, and of a name of its own until then: see `ShardStream`.
+    partial = task.path.with_name(f"{task.path.name}.{secrets.token_hex(4)}.partial")
+    with partial.open("xb") as file:
+        file.write(offsets.data)
+        file.writelines(encoded)
+    partial.replace(task.path)
+    return len(task.rows)
+
+
+def _encoded(values: NDArray[np.generic]) -> bytes:
+    encoded: bytes = blosc.compress(values, b"lz4", _LEVEL, blosc.SHUFFLE) if len(values) else b""
+    return encoded
+
+
+def _decode(number: int, path: Path, data: NDArray[np.generic], indices: NDArray[np.generic]) -> None:
+    with path.open("rb") as file:
+        file.seek(16 * number)
+        start, middle, stop = np.frombuffer(file.read(24), np.int64).tolist()
+        file.seek(start)
+        encoded = memoryview(file.read(stop - start))
+    blosc.decompress(encoded[: middle - start], data)
+    blosc.decompress(encoded[middle - start :], indices)
