@@ -45,10 +45,10 @@ class DealTask:
     store: CellStore
     rows: NDArray[np.int64]
     """Of the store, ascending."""
-    places: NDArray[np.int64]
-    """Where each of them will lie."""
+    slots: NDArray[np.int64]
+    """Where each of them will lie among the rows of all buckets."""
     borders: NDArray[np.int64]
-    """(buckets + 1,) first place of each bucket, and the one past the last."""
+    """(buckets + 1,) first slot of each bucket, and their number."""
     threads: int
 
 
@@ -59,6 +59,11 @@ class Buckets:
     paths: tuple[Path, ...]
     first_rows: NDArray[np.int64]
     """Of the store, in each file."""
+
+    @classmethod
+    def of(cls, tasks: Sequence[DealTask]) -> Buckets:
+        """Those that these tasks have written."""
+        return cls(tuple(task.path for task in tasks), np.array([task.rows[0] for task in tasks], np.int64))
 
     def read(
         self,
@@ -114,28 +119,31 @@ def plan_deals(
     Parameters
     ----------
     spans
-        Places start:stop of each bucket, ascending; rows of no bucket are left out.
+        Places start:stop of each bucket.  A place may be in several, or in none.
     """
     if not spans:
         return []
-    places = np.concatenate([np.arange(*span) for span in spans])
-    places = places[np.argsort(order[places])]
-    rows = order[places]
-    borders = np.array([start for start, _ in spans] + [spans[-1][1]])
-    indptr = begins_of([store.indptr[rows + 1] - store.indptr[rows]])
+    rows = np.concatenate([order[start:stop] for start, stop in spans])
+    slots = np.argsort(rows, kind="stable")
+    rows = rows[slots]
+    borders = begins_of([np.array([stop - start for start, stop in spans])])
+    firsts = np.append(np.flatnonzero(np.diff(rows, prepend=-1)), len(rows))  # a row of two buckets is in one file
+    lengths = store.indptr[rows[firsts[:-1]] + 1] - store.indptr[rows[firsts[:-1]]]
+    cuts = bounded_cuts(begins_of([lengths]), len(lengths), 0, len(lengths), ENTRIES_TOGETHER)
+    pieces = [slice(firsts[start], firsts[stop]) for start, stop in cuts]
     return [
-        DealTask(folder / str(number), store, rows[start:stop], places[start:stop], borders, threads)
-        for number, (start, stop) in enumerate(bounded_cuts(indptr, len(rows), 0, len(rows), ENTRIES_TOGETHER))
+        DealTask(folder / str(number), store, rows[piece], slots[piece], borders, threads)
+        for number, piece in enumerate(pieces)
     ]
 
 
 def deal(task: DealTask) -> int:
     """Write a file: 2 x buckets + 1 offsets, then counts and genes of each bucket; the number of rows."""
-    by_place = np.argsort(task.places)
-    dealt = take_rows(task.store.read_ranges(find_runs(task.rows)), by_place)
-    cuts = dealt.indptr[np.searchsorted(task.places[by_place], task.borders)].tolist()
-    pieces = (values[start:stop] for start, stop in pairwise(cuts) for values in (dealt.data, dealt.indices))
-    encoded = list(in_order(_encoded, pieces, task.threads))
+    by_slot = np.argsort(task.slots)
+    block = task.store.read_ranges(find_runs(task.rows))
+    cuts = np.searchsorted(task.slots[by_slot], task.borders).tolist()
+    hands = in_order(lambda cut: _encoded(take_rows(block, by_slot[slice(*cut)])), pairwise(cuts), task.threads)
+    encoded = [piece for hand in hands for piece in hand]
     offsets = np.cumsum([8 * (len(encoded) + 1), *map(len, encoded)], dtype=np.int64)
     # Under its name only when it is whole, and of a name of its own until then: see `ShardStream`.
     partial = task.path.with_name(f"{task.path.name}.{secrets.token_hex(4)}.partial")
@@ -146,9 +154,11 @@ def deal(task: DealTask) -> int:
     return len(task.rows)
 
 
-def _encoded(values: NDArray[np.generic]) -> bytes:
-    encoded: bytes = blosc.compress(values, b"lz4", _LEVEL, blosc.SHUFFLE) if len(values) else b""
-    return encoded
+def _encoded(rows: CsrBlock) -> list[bytes]:
+    return [
+        blosc.compress(values, b"lz4", _LEVEL, blosc.SHUFFLE) if len(values) else b""
+        for values in (rows.data, rows.indices)
+    ]
 
 
 def _decode(number: int, path: Path, data: NDArray[np.generic], indices: NDArray[np.generic]) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import zarr
 
+from unicoord_atlas.allocator import give_back_freed_memory
+
 from .buckets import Buckets, bucket_spans, deal, plan_deals
 from .store import CsrBuffer
 from .write_pass import begin_shards, own_rows
@@ -17,15 +19,13 @@ from .zarr_layout import MatrixLayout, read_layout
 from .zarr_writer import AtlasWriter, is_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from unicoord_atlas.csr_block import CsrBlock
-
-    from .store import CellStore
     from .write_pass import RunEach
+    from .zarr_store import ZarrStore
 
 _DEALT = "unfinished-buckets"
 """Folder in the output.  What a killed job left there is dealt anew: nothing says that it survived a power cut."""
@@ -37,15 +37,11 @@ class ReorderTask:
 
     out: Path
     shard: int
-    store: CellStore
-    first_place: int
-    """Of the first row that begins in the shard, or of the one before if it ends in it."""
     order: NDArray[np.int64]
-    """Rows of the store from that place on."""
-    first_bucket: int
-    """Number of the first bucket of the shard."""
+    """Rows of the store at the places of `spans`."""
     spans: list[tuple[int, int]]
-    """Places start:stop of each of its buckets: all rows that begin in the shard."""
+    """Places start:stop of each bucket of the shard: a row that begins in it and ends in the next is in both."""
+    first_bucket: int
     buckets: Buckets
     threads: int
 
@@ -53,7 +49,7 @@ class ReorderTask:
 def write_reordered(
     out: Path,
     layout: MatrixLayout,
-    store: CellStore,
+    store: ZarrStore,
     order: NDArray[np.int64],
     threads: int,
     progress: Callable[[float], object],
@@ -74,21 +70,20 @@ def write_reordered(
     begin_shards(out, layout)
     owned = own_rows(layout).tolist()
     left = [shard for shard in range(layout.num_shards) if not is_whole(out, layout, shard)]
-    progress(layout.num_rows - sum(owned[shard + 1] - owned[shard] for shard in left))
-    spans = {shard: bucket_spans(layout, *owned[shard : shard + 2]) for shard in left}
+    num_left = {shard: owned[shard + 1] - owned[shard] for shard in left}
+    progress(layout.num_rows - sum(num_left.values()))
     with _emptied(out / _DEALT) as folder:
-        deals = plan_deals(folder, store, order, [span for shard in left for span in spans[shard]], threads)
+        spans = {shard: bucket_spans(layout, *_places(layout, owned, shard)) for shard in left}
+        deals = plan_deals(folder, store, order, [span for of_shard in spans.values() for span in of_shard], threads)
+        half = sum(num_left.values()) / 2 / max(sum(len(task.rows) for task in deals), 1)
         for num_rows in run_each(deal, deals):
-            progress(num_rows / 2)
-        buckets = Buckets(tuple(task.path for task in deals), np.array([task.rows[0] for task in deals], np.int64))
-        tasks, number = [], 0
-        for shard in left:
-            first = min(layout.rows_of_shard(shard)[0], owned[shard])
-            rows = order[first : owned[shard + 1]]
-            tasks.append(ReorderTask(out, shard, store, first, rows, number, spans[shard], buckets, threads))
-            number += len(spans[shard])
-        for shard in run_each(write_reordered_shard, tasks):
-            progress((owned[shard + 1] - owned[shard]) / 2)
+            progress(num_rows * half)
+        buckets = Buckets.of(deals)
+        del deals
+        store.close_shards()
+        give_back_freed_memory()
+        for shard in run_each(write_reordered_shard, _tasks(out, order, spans, buckets, threads)):
+            progress(num_left[shard] / 2)
 
 
 def write_reordered_shard(task: ReorderTask) -> int:
@@ -96,23 +91,29 @@ def write_reordered_shard(task: ReorderTask) -> int:
     layout = read_layout(zarr.open_group(task.out, mode="r"), str(task.out))
     if is_whole(task.out, layout, task.shard):
         return task.shard  # by a worker that was lost after it had written it
+    buffer = CsrBuffer()
     with AtlasWriter(task.out, layout, task.shard, task.shard + 1, task.threads) as writer:
-        for place, block in _blocks(task, layout):
-            writer.write_from(place, block)
+        for number, (start, stop) in enumerate(task.spans):
+            rows = task.order[start - task.spans[0][0] : stop - task.spans[0][0]]
+            lengths = np.diff(layout.indptr[start : stop + 1])
+            bucket = task.buckets.read(task.first_bucket + number, rows, lengths, layout, buffer, task.threads)
+            writer.write_from(start, bucket)
     return task.shard
 
 
-def _blocks(task: ReorderTask, layout: MatrixLayout) -> Iterator[tuple[int, CsrBlock]]:
-    """First place and rows."""
-    own_place = task.first_place + len(task.order) - sum(stop - start for start, stop in task.spans)
-    if task.first_place < own_place:  # a row that begins in the shard before, whose bucket it is in
-        row = int(task.order[0])
-        yield task.first_place, task.store.read_ranges(np.array([[row, row + 1]]))
-    buffer = CsrBuffer()
-    for number, (start, stop) in enumerate(task.spans, task.first_bucket):
-        rows = task.order[start - task.first_place : stop - task.first_place]
-        lengths = np.diff(layout.indptr[start : stop + 1])
-        yield start, task.buckets.read(number, rows, lengths, layout, buffer, task.threads)
+def _places(layout: MatrixLayout, owned: Sequence[int], shard: int) -> tuple[int, int]:
+    """Of all rows that have an entry in the shard, and of the empty ones among them."""
+    return min(layout.rows_of_shard(shard)[0], owned[shard]), owned[shard + 1]
+
+
+def _tasks(
+    out: Path, order: NDArray[np.int64], spans: Mapping[int, list[tuple[int, int]]], buckets: Buckets, threads: int
+) -> Iterator[ReorderTask]:
+    first_bucket = 0
+    for shard, of_shard in spans.items():
+        rows = order[of_shard[0][0] : of_shard[-1][1]]
+        yield ReorderTask(out, shard, rows, of_shard, first_bucket, buckets, threads)
+        first_bucket += len(of_shard)
 
 
 @contextmanager

@@ -170,6 +170,10 @@ class ZarrStore:
         self.entries_decoded += sum(part.num_decoded for _, part in reads) // len(self._readers)
         return CsrBlock(indptr, indices, data)
 
+    def close_shards(self) -> None:
+        """Take the files of X, and what was read of them, out of memory; who reads on opens them anew."""
+        self.__dict__.pop("_readers", None)
+
     def to_dask(self, dtype: DTypeLike = np.float32) -> Any:
         """X as a dask.array.Array of CSR blocks that follow the chunks on disk; see `lazy.dask_rows`."""
         from .lazy import dask_rows  # late: Dask takes a second, and is an extra
