@@ -68,8 +68,8 @@ class Buckets:
     def read(
         self,
         number: int,
+        first_place: int,
         rows: NDArray[np.int64],
-        lengths: NDArray[np.int64],
         layout: MatrixLayout,
         buffer: CsrBuffer,
         threads: int,
@@ -78,11 +78,12 @@ class Buckets:
 
         Parameters
         ----------
-        rows, lengths
-            Of the store, and how many entries each has, in this order.
+        rows
+            Of the store, at each place of the bucket.
         layout
-            Says the types.
+            Of the matrix in its new order.
         """
+        lengths = np.diff(layout.indptr[first_place : first_place + len(rows) + 1])
         path_of_row = np.searchsorted(self.first_rows, rows, side="right") - 1
         as_read = np.argsort(path_of_row, kind="stable")  # in each file they lie in the order of their places, too
         indptr = begins_of([lengths[as_read]])

@@ -95,8 +95,7 @@ def write_reordered_shard(task: ReorderTask) -> int:
     with AtlasWriter(task.out, layout, task.shard, task.shard + 1, task.threads) as writer:
         for number, (start, stop) in enumerate(task.spans):
             rows = task.order[start - task.spans[0][0] : stop - task.spans[0][0]]
-            lengths = np.diff(layout.indptr[start : stop + 1])
-            bucket = task.buckets.read(task.first_bucket + number, rows, lengths, layout, buffer, task.threads)
+            bucket = task.buckets.read(task.first_bucket + number, start, rows, layout, buffer, task.threads)
             writer.write_from(start, bucket)
     return task.shard
 

@@ -98,9 +98,10 @@ def test_ingest_killed_at_random_moments_goes_on_to_the_same_bytes(folder):
     assert not list(folder.glob(".*"))
 
 
-def test_dask_workers_write_the_same_bytes(folder, small_shards):
-    run(options(folder, "threads.zarr", threads=3))
-    run(options(folder, dask="local:2"))
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_dask_workers_write_the_same_bytes(folder, small_shards, shuffle):
+    run(options(folder, "threads.zarr", threads=3, shuffle=shuffle))
+    run(options(folder, dask="local:2", shuffle=shuffle))
     assert all_bytes(folder / "o.zarr") == all_bytes(folder / "threads.zarr")
 
 

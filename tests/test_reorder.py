@@ -15,6 +15,7 @@ from unicoord_atlas.loaders.graph_store import Neighbors
 from unicoord_atlas.loaders.reorder import reordered_layout, write_reordered
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.zarr_layout import SIZE_FACTOR, MatrixLayout
+from unicoord_atlas.neighbors import space_order
 from unicoord_atlas.neighbors.space_order import split_order
 
 
@@ -152,6 +153,15 @@ def test_points_of_one_place_stand_together():
     changes = np.count_nonzero(np.diff(place[order]))
     assert changes < 0.1 * 4096
     np.testing.assert_array_equal(split_order(np.zeros((500, 3), np.float32)).shape, (500,))
+
+
+def test_the_order_is_the_same_however_many_points_are_in_memory_together(monkeypatch):
+    """Large parts are halved in the file, small ones in memory."""
+    points = np.random.default_rng(0).normal(size=(3000, 5)).astype(np.float32)
+    at_once = split_order(points)
+    monkeypatch.setattr(space_order, "_ROWS", 200)
+    np.testing.assert_array_equal(split_order(points), at_once)
+    assert sorted(at_once) == list(range(3000))
 
 
 def test_a_shard_that_a_lost_worker_had_written_is_done(tmp_path):
