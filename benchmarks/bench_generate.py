@@ -30,8 +30,9 @@ from unicoord_atlas.decoded import decode_rows
 from unicoord_atlas.generate import Generation
 from unicoord_atlas.jobs import generate
 from unicoord_atlas.loaders.sources import open_source
-from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.model.joint_vae import JointVAE
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
+from unicoord_atlas.model.network_spec import NetworkSpec
 from unicoord_atlas.normalization import Normalization
 from unicoord_atlas.points import encode_points
 from unicoord_atlas.query import QueryBatches

@@ -34,8 +34,9 @@ from unicoord_atlas.jobs import export_latents, ingest, map_query, simulate
 from unicoord_atlas.jobs.workdir import finished_directory
 from unicoord_atlas.loaders.store import CellStore, open_store
 from unicoord_atlas.loaders.stream import CellStream
-from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.model.joint_vae import JointVAE
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
+from unicoord_atlas.model.network_spec import NetworkSpec
 from unicoord_atlas.reference import ReferenceConfig, ReferenceModel
 from unicoord_atlas.schema import LabelColumn
 from unicoord_atlas.training.calibration import Calibration

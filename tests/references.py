@@ -10,8 +10,9 @@ import torch
 
 from unicoord_atlas.batch import CellColumns
 from unicoord_atlas.config import ModelConfig
-from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.model.joint_vae import JointVAE
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
+from unicoord_atlas.model.network_spec import NetworkSpec
 from unicoord_atlas.normalization import Normalization
 from unicoord_atlas.points import Points, one_hot
 from unicoord_atlas.reference import ReferenceConfig, ReferenceModel
@@ -24,10 +25,11 @@ PLATFORMS = ("10x", "Drop-seq")
 NUM_GENES = 60
 
 
-def random_reference(num_seeds: int = 40, clusters: int = 0) -> ReferenceModel:
+def random_reference(num_seeds: int = 40, clusters: int = 0, centered: bool = True) -> ReferenceModel:
     """Two labels, a supervised time (offset 5, scale 2) and three unsupervised dimensions.
 
-    With clusters also an unsupervised discrete dimension of so many classes, which the seeds do not know.
+    Centred it takes a mean profile off cells, not centred it is as references were before.  With clusters also an
+    unsupervised discrete dimension of so many classes, which the seeds do not know.
     """
     unsupervised = DiscreteLatent(name="unsupervised_discrete_0", num_categories=clusters, supervised=False)
     latent = LatentSpec(
@@ -43,8 +45,9 @@ def random_reference(num_seeds: int = 40, clusters: int = 0) -> ReferenceModel:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = JointVAE(NetworkSpec(num_genes=NUM_GENES, latent=latent, model=ModelConfig(hidden=(16, 8))))
-    model.start_from(torch.full((NUM_GENES,), 0.5))
+        small = ModelConfig(hidden=(16, 8))
+        model = JointVAE(NetworkSpec(num_genes=NUM_GENES, latent=latent, model=small, centered=centered))
+    model.start_from(torch.full((NUM_GENES,), 0.5), center_g=torch.linspace(0.5, 4, NUM_GENES))
     labels = (
         LabelColumn(name="cell_type", categories=CLASSES, counts=(9, 9, 9), folded={"ILC": 3}),
         LabelColumn(name="platform", categories=PLATFORMS, counts=(9, 9)),

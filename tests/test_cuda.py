@@ -13,8 +13,9 @@ from unicoord_atlas.jobs import build_graph, ingest, train
 from unicoord_atlas.loaders import CellStream, open_store
 from unicoord_atlas.loaders.device_feed import DeviceFeed
 from unicoord_atlas.losses.objective import LabelFacts, Objective
-from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.model.joint_vae import JointVAE
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
+from unicoord_atlas.model.network_spec import NetworkSpec
 from unicoord_atlas.model.noise import Noise
 from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.training import loop

@@ -14,8 +14,9 @@ from unicoord_atlas.loaders.neighbor_stream import NeighborSettings, NeighborStr
 from unicoord_atlas.loaders.store import open_store
 from unicoord_atlas.loaders.stream import CellStream
 from unicoord_atlas.losses.diffusion import choose_live, diffused, neighbor_average
-from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.model.joint_vae import JointVAE
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
+from unicoord_atlas.model.network_spec import NetworkSpec
 from unicoord_atlas.model.noise import Noise, Purpose
 from unicoord_atlas.training.latent_table import LatentTable, fill_table
 

@@ -22,8 +22,9 @@ from unicoord_atlas.losses.independence import (
 )
 from unicoord_atlas.losses.objective import LabelFacts, Objective
 from unicoord_atlas.losses.supervised import class_weights, classification, hierarchical, regression
-from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.model.joint_vae import JointVAE
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
+from unicoord_atlas.model.network_spec import NetworkSpec
 
 NAN = float("nan")
 

@@ -9,9 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unicoord_atlas.config import ModelConfig
 from unicoord_atlas.log_normalize import log_normalize
 from unicoord_atlas.model import joint_vae, sparse_input
+from unicoord_atlas.model.center import Center
 from unicoord_atlas.model.fused_decode import DecodeOptions, Target, fused_decode_error, partly_measured
 from unicoord_atlas.model.gene_order import GeneOrder
-from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.model.joint_vae import JointVAE
 from unicoord_atlas.model.latent import (
     ContinuousLatent,
     DiscreteLatent,
@@ -20,6 +21,7 @@ from unicoord_atlas.model.latent import (
     one_hot,
     with_labels,
 )
+from unicoord_atlas.model.network_spec import NetworkSpec
 from unicoord_atlas.model.noise import Noise, Purpose, below
 from unicoord_atlas.model.refinement import GivenParents, Refinement
 from unicoord_atlas.model.sparse_input import SparseLinear
@@ -188,20 +190,37 @@ def test_fused_decode_in_bf16_is_close(decoding):
         assert torch.nn.functional.cosine_similarity(ours.flatten().double(), theirs.flatten(), dim=0) > 0.999
 
 
-def test_sparse_linear_equals_dense_linear():
+def _centers() -> list[Center | None]:
+    """None, one panel for all, and three panels."""
+    generator = torch.Generator().manual_seed(0)
+    mean, panels = torch.rand(G, generator=generator), torch.rand(3, G, generator=generator) < 0.7
+    panel_of_cell = torch.randint(0, 3, (N,), generator=generator)
+    return [None, Center.of(mean, panels[:1], panel_of_cell), Center.of(mean, panels, panel_of_cell)]
+
+
+def _less_center(x: np.ndarray, center: Center | None) -> torch.Tensor:
+    dense = torch.from_numpy(x)
+    if center is None:
+        return dense
+    return dense - (center.profiles_pg if center.panel_n is None else center.profiles_pg[center.panel_n])
+
+
+@pytest.mark.parametrize("center", _centers())
+def test_sparse_linear_equals_dense_linear(center):
     x = np.random.default_rng(0).poisson(0.3, (N, G)).astype(np.float32)
     rows, layer = sparse_rows(x), SparseLinear(G, H)
     weights = torch.randn(N, H)
-    dense = torch.from_numpy(x) @ layer.weight + layer.bias
+    dense = _less_center(x, center) @ layer.weight + layer.bias
     expected = torch.autograd.grad((dense * weights).sum(), [layer.weight, layer.bias])
-    ours = layer(rows, GeneOrder.of(rows), torch.float32)
+    ours = layer(rows, GeneOrder.of(rows), torch.float32, center)
     torch.testing.assert_close(ours, dense)
     torch.testing.assert_close(torch.autograd.grad((ours * weights).sum(), [layer.weight, layer.bias]), expected)
-    torch.testing.assert_close(layer(rows, None, torch.float32), dense)
+    torch.testing.assert_close(layer(rows, None, torch.float32, center), dense)
 
 
+@pytest.mark.parametrize("center", _centers())
 @pytest.mark.parametrize("size", [8, 11, 64])
-def test_the_first_layer_in_dense_tiles_equals_a_dense_one(monkeypatch, size):
+def test_the_first_layer_in_dense_tiles_equals_a_dense_one(monkeypatch, size, center):
     """What a GPU does; no gene of the first two tiles is in any cell but one."""
     monkeypatch.setattr(sparse_input, "tile_size", lambda device, num_cells: size)
     x = np.random.default_rng(0).poisson(0.3, (N, G)).astype(np.float32)
@@ -209,9 +228,9 @@ def test_the_first_layer_in_dense_tiles_equals_a_dense_one(monkeypatch, size):
     x[2, 9] = 3
     rows, weights = sparse_rows(x), torch.randn(N, H)
     weight = torch.randn(G, H, requires_grad=True)
-    ours = sparse_input._TiledLinear.apply(weight, rows, GeneOrder.of(rows), torch.float32)
-    dense = torch.from_numpy(x) @ weight
-    torch.testing.assert_close(ours, dense)
+    ours = sparse_input._TiledLinear.apply(weight, rows, GeneOrder.of(rows), torch.float32, center)
+    torch.testing.assert_close(ours, torch.from_numpy(x) @ weight)  # the layer takes the centre's product off
+    dense = _less_center(x, center) @ weight
     torch.testing.assert_close(*(torch.autograd.grad((each * weights).sum(), weight)[0] for each in (ours, dense)))
 
 
@@ -227,13 +246,26 @@ def test_augmented_entries_that_stay_as_zeros_are_those_that_are_gathered(monkey
     assert torch.equal(kept.to_dense(), gathered.to_dense())
 
 
-def test_the_encoder_on_sparse_rows_equals_a_dense_one_dropout_included():
-    """Value and gradients of the paper's encoder: three linear layers, ReLU, dropout after the first and second."""
+@pytest.mark.parametrize("centered", [False, True])
+def test_the_encoder_on_sparse_rows_equals_a_dense_one_dropout_included(centered):
+    """Value and gradients of the paper's encoder: three linear layers, ReLU, dropout after the first and second.
+
+    Centred on the mean profile it sees differences from it, of the genes that a cell's source measured.
+    """
     counts, types = counts_of_types()
-    batch, model = minibatch(counts, types[:, None]), JointVAE(_spec(gene_dropout=0.4, thinning=0.5))
+    measured = torch.ones(3, 40, dtype=torch.bool)
+    measured[1:, 30:] = False
+    sources = np.arange(len(counts)) % 3
+    counts[sources > 0, 30:] = 0
+    batch = minibatch(counts, types[:, None], sources=sources)
+    model = JointVAE(_spec(gene_dropout=0.4, thinning=0.5, centered=centered, num_sources=3))
+    mean = torch.rand(40)
+    model.start_from(measured_sg=measured, heard_g=torch.arange(40) != 7, center_g=mean)
     noise = Noise(0, 3, batch.rows_n)
     rows = model.augmented(batch, noise)
     hidden = rows.to_dense()
+    if centered:
+        hidden = hidden - mean * measured[batch.sources_n] * (torch.arange(40) != 7)
     layers = [
         (model.input_layer.weight, model.input_layer.bias),
         *((layer.weight.t(), layer.bias) for layer in model.encoder),
@@ -244,7 +276,7 @@ def test_the_encoder_on_sparse_rows_equals_a_dense_one_dropout_included():
             keep = ~below(noise.draws(Purpose.DROPOUT + number, hidden.shape[1]), model.spec.model.dropout)
             hidden = hidden * keep / (1 - model.spec.model.dropout)
     expected = hidden @ model.mean.weight.t() + model.mean.bias
-    ours = model.encode(rows, GeneOrder.of(rows), noise).mean_nd
+    ours = model.encode(rows, GeneOrder.of(rows), noise, model.center(batch, noise)).mean_nd
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     learned = [*model.input_layer.parameters(), *model.encoder.parameters()]
     for sparse, dense in zip(
@@ -348,19 +380,29 @@ def test_inference_is_deterministic_and_training_is_not():
     assert not torch.equal(noisy[0], noisy[2])
 
 
-def test_gene_panels_hide_what_the_other_source_did_not_measure():
+def test_a_step_shows_cells_as_one_other_source_saw_them():
+    """What it did not measure is hidden, and taken for the mean profile's instead of for zero."""
     counts, types = counts_of_types()
-    measured = torch.ones(2, 40, dtype=torch.bool)
+    measured, mean = torch.ones(2, 40, dtype=torch.bool), torch.rand(40)
     measured[1, 20:] = False
-    model = JointVAE(_spec(num_sources=2, gene_panels=0.9))
-    model.start_from(measured_sg=measured)
+    model = JointVAE(_spec(num_sources=2, gene_panels=0.9, centered=True))
+    model.start_from(measured_sg=measured, center_g=mean)
     batch = minibatch(counts, types[:, None], sources=np.zeros(60))
-    seen = model.augmented(batch, Noise(0, 0, batch.rows_n)).to_dense()
     plain = log_normalize(batch.counts, batch.size_factors_n).to_dense()
-    hidden = (seen[:, 20:] == 0).all(dim=1) & (plain[:, 20:] > 0).any(dim=1)
-    assert 0.25 < hidden.float().mean() < 0.65  # 0.9 of the cells draw one of two panels
-    torch.testing.assert_close(seen[:, :20], plain[:, :20])
-    torch.testing.assert_close(seen[~hidden], plain[~hidden])
+    shares = []
+    for step in range(12):
+        noise = Noise(0, step, batch.rows_n)
+        seen, center = model.augmented(batch, noise).to_dense(), model.center(batch, noise)
+        hidden = (seen[:, 20:] == 0).all(dim=1) & (plain[:, 20:] > 0).any(dim=1)
+        shares.append(hidden.float().mean().item())
+        torch.testing.assert_close(seen[:, :20], plain[:, :20])
+        torch.testing.assert_close(seen[~hidden], plain[~hidden])
+        expected = mean.repeat(60, 1)
+        expected[hidden, 20:] = 0
+        told = (plain[:, 20:] > 0).any(dim=1)
+        torch.testing.assert_close(center.profiles_pg[center.panel_n][told], expected[told])
+    assert {round(share) for share in shares} == {0, 1}  # one of two panels a step
+    assert 0.8 < np.mean([share for share in shares if share]) < 0.98
 
 
 def test_gene_dropout_keeps_the_mean():

@@ -11,8 +11,9 @@ from unicoord_atlas.config import ModelConfig
 from unicoord_atlas.encode import FrozenEncoder
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.generate import mode_latents
-from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.model.joint_vae import JointVAE
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
+from unicoord_atlas.model.network_spec import NetworkSpec
 from unicoord_atlas.narrower import ShallowerBatches
 from unicoord_atlas.normalization import Normalization
 from unicoord_atlas.novelty import (

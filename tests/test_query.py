@@ -1,3 +1,4 @@
+import json
 from dataclasses import fields
 
 import anndata
@@ -6,11 +7,16 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
+import torch
+from references import random_cells, random_reference
 
+from unicoord_atlas.encode import encode_batches
 from unicoord_atlas.errors import DataError
 from unicoord_atlas.memory import AnnDataCells
+from unicoord_atlas.narrower import NarrowerBatches
 from unicoord_atlas.normalization import Normalization
 from unicoord_atlas.query import Coverage, QueryBatches, require_coverage
+from unicoord_atlas.reference import ReferenceModel
 from unicoord_atlas.reference_files import load_normalization, save_normalization
 from unicoord_atlas.schema import AtlasSchema
 
@@ -113,3 +119,65 @@ def test_cells_must_hold_what_the_reference_was_learned_from():
         np.testing.assert_array_equal(block.data, values[values > 0])
         with pytest.raises(DataError, match="holds no"):
             AnnDataCells(adata, input=other)
+
+
+def _as_dense(reference: ReferenceModel, values_ng: np.ndarray) -> torch.Tensor:
+    """Means by the plain formula, of differences from the mean profile."""
+    model = reference.model
+    hidden = torch.from_numpy(values_ng) @ model.input_layer.weight + model.input_layer.bias
+    return model.posterior_of(hidden).mean_nd
+
+
+@pytest.mark.parametrize("width", [60, 25])
+def test_genes_that_a_query_lacks_are_taken_to_be_as_in_the_mean_profile(width):
+    """Not to be off, and neither are those that narrower batches, made for calibration, lack."""
+    reference, cells = random_reference(), random_cells()
+    center, model = np.linspace(0.5, 4, 60, dtype=np.float32), reference.model
+    kept = np.random.default_rng(0).permutation(60)[:width]
+    query = QueryBatches(AnnDataCells(cells[:, kept].copy()), reference.schema, reference.normalization)
+    whole = QueryBatches(AnnDataCells(cells), reference.schema, reference.normalization)
+    measured = np.isin(np.arange(60), kept)
+    narrower = NarrowerBatches(whole, measured, reference.normalization, np.ones((1, 60), np.bool_))
+    for batches in (query, narrower):
+        rows = np.concatenate([model.normalized(batch).to_dense().numpy() for batch in batches])
+        assert (rows[:, ~measured] == 0).all()
+        with torch.no_grad():
+            expected = _as_dense(reference, np.where(measured, rows - center, 0)) * 2 ** torch.tensor([1, 0, 0, 0])
+        expected[:, 0] += 5  # time has units
+        found = np.concatenate([part.mean for part in encode_batches(model, batches, reference.device)])
+        np.testing.assert_allclose(found, expected, atol=0.02)  # the first layer is float16
+        plain = torch.cat([model.encode(model.normalized(b), center=model.center(b)).mean_nd for b in batches])
+        np.testing.assert_allclose(plain.detach()[:, 1:], expected[:, 1:], atol=1e-4)
+
+
+def test_narrower_batches_know_what_each_source_had_measured():
+    reference, cells = random_reference(), random_cells()
+    whole = next(iter(QueryBatches(AnnDataCells(cells), reference.schema, reference.normalization)))
+    sources, kept = np.ones((2, 60), np.bool_), np.arange(60) < 40
+    sources[1, :20] = False
+    (narrow,) = NarrowerBatches([whole], kept, reference.normalization, sources)
+    assert narrow.measured_sg.sum(dim=1).tolist() == [40, 20]
+
+
+def test_a_reference_of_before_cells_were_centred_is_read_and_says_what_it_said(tmp_path):
+    before = random_reference(centered=False)
+    before.save(tmp_path / "reference")
+    config = tmp_path / "reference" / "config.json"
+    written = json.loads(config.read_text())
+    del written["network"]["centered"], written["network"]["model"]["center_input"]
+    config.write_text(json.dumps(written))
+    found = ReferenceModel.load(tmp_path / "reference")
+    assert found.model.center_g is None
+    cells, lacking = random_cells(), random_cells()[:, :30].copy()
+    for query in (cells, lacking):
+        expected, again = (each.map(query).obsm["X_unicoord"] for each in (before, found))
+        np.testing.assert_array_equal(again, expected)
+
+
+def test_a_centred_reference_comes_back(tmp_path):
+    before, uncentered = random_reference(), random_reference(centered=False)
+    before.save(tmp_path / "reference")
+    found = ReferenceModel.load(tmp_path / "reference")
+    expected, again, other = (each.map(random_cells()).obsm["X_unicoord"] for each in (before, found, uncentered))
+    np.testing.assert_array_equal(again, expected)
+    assert np.abs(other - expected).max() > 0.1

@@ -15,8 +15,9 @@ from cells import counts_of_types, minibatch
 from unicoord_atlas.config import LossConfig, ModelConfig, TrainConfig
 from unicoord_atlas.errors import UnicoordError
 from unicoord_atlas.losses.objective import LabelFacts, Objective
-from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.model.joint_vae import JointVAE
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
+from unicoord_atlas.model.network_spec import NetworkSpec
 from unicoord_atlas.training.loop import run_training
 from unicoord_atlas.training.ranks import make_accelerator
 from unicoord_atlas.training.run import Training

@@ -112,6 +112,8 @@ class MiniBatch:
     """(n,) float32: 1, or 0 for a cell that only pads the batch."""
     neighborhood: Neighborhood | None = None
     """What the diffusion loss needs, if it is on and any cell carries it."""
+    measured_sg: Tensor | None = None
+    """(s, g) bool: genes of the atlas that each of `sources_n` measured; None: as the model knows of its sources."""
 
     def __len__(self) -> int:
         """Number of cells."""
@@ -124,7 +126,8 @@ class MiniBatch:
     def map(self, change: Callable[[Tensor], Tensor]) -> MiniBatch:
         """The same minibatch with each tensor changed."""
         near = self.neighborhood
-        changed = self._with(self.counts.map(change), change)
+        measured_sg = None if self.measured_sg is None else change(self.measured_sg)
+        changed = replace(self._with(self.counts.map(change), change), measured_sg=measured_sg)
         return changed if near is None else replace(changed, neighborhood=near.map(change))
 
     def part(self, counts: SparseRows, positions_m: Tensor) -> MiniBatch:
@@ -150,6 +153,7 @@ class MiniBatch:
             change(self.codes_nl),
             change(self.values_nc),
             change(self.weights_n),
+            measured_sg=self.measured_sg,
         )
 
 

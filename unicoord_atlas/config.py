@@ -106,7 +106,7 @@ class AugmentConfig(_Section):
     """Changes to the encoder's input while training."""
 
     thinning: Share = Field(
-        0.5,
+        0.8,
         description="* keep probability ~ U(1 - thinning, 1) per cell on the encoder's raw counts; target unthinned",
     )
     gene_dropout: Share = Field(
@@ -127,6 +127,9 @@ class ModelConfig(_Section):
     dropout: Share = 0.1
     encoder_min_cells: Count = Field(
         20, description="* the encoder looks at genes detected in so many of up to 20,000 training cells"
+    )
+    center_input: bool = Field(
+        True, description="* the encoder looks at differences from the training cells' mean profile"
     )
     output_bias: Literal["mean", "default"] = Field("mean", description="* starts at the training cells' mean profile")
     relu_gradient: Literal["y_or_x", "y"] = Field(

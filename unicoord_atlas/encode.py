@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from unicoord_atlas.model.joint_vae import JointVAE
 
@@ -48,12 +49,13 @@ class FrozenEncoder:
         self.model = model.eval()
         with torch.no_grad():
             self._table_gh = (model.input_layer.weight * model.heard_g[:, None]).to(torch.float16)
+        self._centers: tuple[Tensor | None, Tensor | None] = None, None
         self._offset, self._scale = own_units(model)
 
     @torch.no_grad()
     def encode(self, batch: MiniBatch, rows: SparseRows) -> Encoded:
         """Coordinates of one minibatch, whose log-normalized `rows` are given; both on the model's device."""
-        first_nh = bag(self._table_gh, rows.indices, rows.indptr, rows.data).float() + self.model.input_layer.bias
+        first_nh = bag(self._table_gh, rows.indices, rows.indptr, rows.data).float() + self._bias(batch)
         posterior = self.model.posterior_of(first_nh)
         real = batch.weights_n.cpu().numpy() > 0
         return Encoded(
@@ -62,6 +64,17 @@ class FrozenEncoder:
             posterior.logvar_nd.exp().cpu().numpy()[real] * self._scale**2,
             tuple(logits_nk.cpu().numpy()[real] for logits_nk in posterior.logits),
         )
+
+    def _bias(self, batch: MiniBatch) -> Tensor:
+        """(n or 1, h): the first layer's bias less the centre; products of the same panels are kept."""
+        bias_h, center = self.model.input_layer.bias, self.model.center(batch)
+        if center is None:
+            return bias_h
+        known_pg, sums_ph = self._centers
+        if known_pg is None or sums_ph is None or not torch.equal(known_pg, center.profiles_pg):
+            sums_ph = center.profiles_pg @ self.model.input_layer.weight
+            self._centers = center.profiles_pg, sums_ph
+        return bias_h - (sums_ph if center.panel_n is None else sums_ph.index_select(0, center.panel_n))
 
 
 @torch.no_grad()

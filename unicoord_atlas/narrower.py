@@ -27,14 +27,17 @@ class NarrowerBatches:
     batches: Iterable[MiniBatch]
     measured_g: NDArray[np.bool_]
     normalization: Normalization
+    sources_sg: NDArray[np.bool_]
+    """(s, g) what each source measured before."""
 
     def __iter__(self) -> Iterator[MiniBatch]:
-        kept_g = torch.from_numpy(self.measured_g)
+        kept_g, left_sg = torch.from_numpy(self.measured_g), torch.from_numpy(self.sources_sg & self.measured_g)
         for batch in self.batches:
             counts = batch.counts.take(kept_g[batch.counts.indices.to(torch.int64)].nonzero().squeeze(1))
             sums = self.normalization.kept_sums(counts.indptr.numpy(), counts.indices.numpy(), counts.data.numpy())
             sizes = self.normalization.query_size_factors(sums, self.measured_g)
-            yield replace(batch, counts=counts, size_factors_n=torch.from_numpy(sizes.astype(np.float32)))
+            size_factors_n = torch.from_numpy(sizes.astype(np.float32))
+            yield replace(batch, counts=counts, size_factors_n=size_factors_n, measured_sg=left_sg)
 
 
 @dataclass(frozen=True)

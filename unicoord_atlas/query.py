@@ -106,6 +106,7 @@ class QueryBatches:
         self.coverage = Coverage.of(self._gene_map, schema, normalization)
         self.measured_g = self._gene_map.measured_g
         """(g,) which genes of the reference's atlas the query has."""
+        self._measured_sg = torch.from_numpy(self.measured_g[None])
 
     def __len__(self) -> int:
         """Number of cells."""
@@ -142,4 +143,5 @@ class QueryBatches:
             here.codes_nl,
             here.values_nc,
             here.weights_n,
+            measured_sg=self._measured_sg,
         )

@@ -107,7 +107,9 @@ def _encoded_again(
         len(reference.own_genes),
     ).to(device)
     ones, none = torch.ones(n), torch.zeros((n, 0))
-    batch = MiniBatch(rows, torch.arange(n), ones, torch.zeros(n, dtype=torch.int64), none.long(), none, ones)
+    every_sg = torch.ones((1, reference.schema.num_genes), dtype=torch.bool)
+    sources_n = torch.zeros(n, dtype=torch.int64)
+    batch = MiniBatch(rows, torch.arange(n), ones, sources_n, none.long(), none, ones, measured_sg=every_sg)
     encoded = reference.encoder.encode(batch.to(device), rows)
     temperature = reference.config.calibration.temperature
     probabilities = {

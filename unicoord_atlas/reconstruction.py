@@ -66,8 +66,10 @@ def reconstruction(
     mean_errors: list[NDArray[np.float64]] = []
     sums = torch.zeros(5, len(mean_g), dtype=torch.float64, device=device)
     for batch in batches:
-        rows = model.normalized(batch.to(device))
-        decoded_ng = model.decode(model.encode(rows).mode()).double() * seen_g
+        on_device = batch.to(device)
+        rows = model.normalized(on_device)
+        latent_nw = model.encode(rows, center=model.center(on_device)).mode()
+        decoded_ng = model.decode(latent_nw).double() * seen_g
         values_ng = rows.to_dense().double() * seen_g
         errors.append(((values_ng - decoded_ng) ** 2).sum(dim=1).cpu().numpy())
         mean_errors.append(((values_ng - profile_g * seen_g) ** 2).sum(dim=1).cpu().numpy())

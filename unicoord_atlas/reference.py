@@ -4,7 +4,7 @@
     config.json                 network, labels, technical names, calibration, metrics, versions
     schema.json                 genes of the atlas and what each source measured
     normalization.safetensors   the atlas's frozen normalization
-    novelty.safetensors         reference cells, and how strange validation cells are (version 4, if there were any)
+    novelty.safetensors         reference cells, and how strange validation cells are (since version 4, if there were)
     seeds.safetensors           where training cells are, to generate others like them; may be left out
     README.md                   model card
 
@@ -24,7 +24,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 
-from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.model.joint_vae import JointVAE
+from unicoord_atlas.model.network_spec import NetworkSpec
 from unicoord_atlas.training.calibration import Calibration
 from unicoord_atlas.training.checkpoint import load_weights
 
@@ -59,8 +60,8 @@ if TYPE_CHECKING:
     from .normalization import Normalization
 
 NOVELTY = "novelty.safetensors"
-FORMAT_VERSION = 4
-"""1 knew no parents and no calibration at low coverage, 2 and 3 measured novelty otherwise: all are read without it."""
+FORMAT_VERSION = 5
+"""1 knew no parents; novelty is read since 4; 4 and before take no mean profile off."""
 
 
 class ReferenceConfig(BaseModel):
@@ -103,8 +104,7 @@ class Annotation:
 
     def predicted(self, name: str) -> NDArray[np.intp]:
         """(n,) code of the arg-max class."""
-        result: NDArray[np.intp] = self.probabilities[name].argmax(axis=1)
-        return result
+        return np.asarray(self.probabilities[name].argmax(axis=1))
 
 
 class ReferenceModel:
@@ -131,7 +131,7 @@ class ReferenceModel:
         require_sound(folder, config.network)
         model = JointVAE(config.network)
         load_weights(folder / "model.safetensors", model, torch.device("cpu"))
-        has_novelty = config.format_version >= FORMAT_VERSION and (folder / NOVELTY).exists()
+        has_novelty = config.format_version >= 4 and (folder / NOVELTY).exists()
         novelty = Novelty.load(folder / NOVELTY) if has_novelty else None
         normalization = load_normalization(folder / "normalization.safetensors")
         seeds = Seeds.load(folder / SEEDS) if (folder / SEEDS).exists() else None

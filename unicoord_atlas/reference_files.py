@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from unicoord_atlas.model.joint_vae import NetworkSpec
+    from unicoord_atlas.model.network_spec import NetworkSpec
 
     from .reference import ReferenceConfig
     from .schema import AtlasSchema

@@ -10,18 +10,16 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from unicoord_atlas.config import ModelConfig
 from unicoord_atlas.log_normalize import log_normalize
 from unicoord_atlas.losses.diffusion import diffused, neighbor_average
-from unicoord_atlas.normalization import TARGET_SUM
 
 from .augment import left_over
+from .center import Center, distinct
 from .fused_decode import DecodeOptions, Target, fused_decode_error, partly_measured
 from .gene_order import GeneOrder, tile_size
-from .latent import LatentSpec, Posterior, with_labels
+from .latent import Posterior, with_labels
 from .noise import EntryNoise, Noise, Purpose, below
 from .refinement import GivenParents
 from .sparse_input import SparseLinear
@@ -29,25 +27,7 @@ from .sparse_input import SparseLinear
 if TYPE_CHECKING:
     from unicoord_atlas.batch import MiniBatch, Neighborhood, SparseRows
 
-
-class NetworkSpec(BaseModel):
-    """All that is needed to build a JointVAE again: the model part of a reference's config.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    num_genes: int
-    latent: LatentSpec
-    model: ModelConfig
-    temperature: float = 0.67
-    thinning: float = 0.0
-    gene_dropout: float = 0.0
-    gene_panels: float = 0.0
-    decode_labels: bool = False
-    target_sum: float = TARGET_SUM
-    log_input: bool = False
-    num_sources: int = 0
-    """Sources whose unmeasured genes are masked; 0 = no mask."""
-    num_atlas_genes: int = 0
-    """Columns of the counts it is given, if it looks at some of them only; 0 = it takes all."""
+    from .network_spec import NetworkSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +51,7 @@ class JointVAE(nn.Module):
     measured_sg: Tensor
     own_index_g: Tensor
     heard_g: Tensor
+    center_g: Tensor | None
     units_2c: Tensor
 
     def __init__(self, spec: NetworkSpec) -> None:
@@ -88,8 +69,10 @@ class JointVAE(nn.Module):
         self.register_buffer("measured_sg", torch.ones((spec.num_sources, spec.num_genes), dtype=torch.bool))
         self.register_buffer("own_index_g", torch.arange(spec.num_atlas_genes))
         self.register_buffer("heard_g", torch.ones(spec.num_genes))
+        self.register_buffer("center_g", torch.zeros(spec.num_genes) if spec.centered else None)
         units = [(each.offset, each.scale) for each in latent.continuous if each.supervised]
         self.register_buffer("units_2c", torch.tensor(units).reshape(-1, 2).t(), persistent=False)
+        self._panels: tuple[Tensor, Tensor] | None = None
         self.compute_dtype = torch.float32
         """Of the matrix products over genes; weights stay float32."""
         self._partly_measured: dict[int, tuple[bool, ...]] = {}
@@ -100,6 +83,7 @@ class JointVAE(nn.Module):
         measured_sg: Tensor | None = None,
         own_genes: Tensor | None = None,
         heard_g: Tensor | None = None,
+        center_g: Tensor | None = None,
     ) -> None:
         """Set what the training data says before training.
 
@@ -113,6 +97,8 @@ class JointVAE(nn.Module):
             Ascending indices of the atlas genes that are the model's.
         heard_g
             Which of the model's genes the encoder looks at.
+        center_g
+            What the encoder takes off each cell's values of the model's genes.
         """
         if mean_profile_g is not None:
             with torch.no_grad():
@@ -124,6 +110,8 @@ class JointVAE(nn.Module):
             self.own_index_g[own_genes] = torch.arange(len(own_genes))
         if heard_g is not None:
             self.heard_g.copy_(heard_g)
+        if center_g is not None and self.center_g is not None:
+            self.center_g.copy_(center_g * self.heard_g)
 
     def own_counts(self, batch: MiniBatch) -> SparseRows:
         """Counts of the genes that the model looks at."""
@@ -145,7 +133,7 @@ class JointVAE(nn.Module):
         counts, size_factors_n = self.own_counts(batch) if counts is None else counts, batch.size_factors_n
         entries = EntryNoise(noise, counts.row_of_entry(), counts.indices.to(torch.int32))
         thinned_z, hidden_z = entries.draws(Purpose.THINNING)
-        seen_z, keep_n = self._seen(batch, entries, hidden_z), None
+        seen_z, keep_n = self._seen(entries, hidden_z), None
         if self.spec.thinning > 0:
             keep_n = 1 - self.spec.thinning * noise.uniform(Purpose.THINNING_SHARE, 1)[:, 0]
             size_factors_n = size_factors_n * keep_n
@@ -157,23 +145,53 @@ class JointVAE(nn.Module):
     def _has_panels(self) -> bool:
         return self.spec.gene_panels > 0 and self.spec.num_sources > 1
 
-    def _seen(self, batch: MiniBatch, entries: EntryNoise, draws_z: Tensor) -> Tensor:
+    def _shown(self, noise: Noise) -> tuple[Tensor, Tensor]:
+        """(n,) bool: cells that are shown as another source saw them; (g,) bool: what that measured, one a step."""
+        one = replace(noise, rows_n=noise.rows_n.new_zeros(1)).uniform(Purpose.PANEL_OF_STEP, 1)[0]
+        other_g = self.measured_sg.index_select(0, (one * self.spec.num_sources).to(torch.int64))[0]
+        return noise.uniform(Purpose.PANEL, 1)[:, 0] < self.spec.gene_panels, other_g
+
+    def _seen(self, entries: EntryNoise, draws_z: Tensor) -> Tensor:
         """(z,) bool: entries that neither gene dropout nor another source's gene panel hides."""
         seen_z = self.heard_g.index_select(0, entries.genes_z) > 0
         if self.spec.gene_dropout > 0:
             seen_z &= ~below(draws_z, self.spec.gene_dropout)
         if self._has_panels:
-            draws_n2 = entries.noise.uniform(Purpose.PANEL, 2)
-            other_n = (draws_n2[:, 1] * self.spec.num_sources).to(torch.int64)
-            panel_n = torch.where(draws_n2[:, 0] < self.spec.gene_panels, other_n, batch.sources_n)
-            at_z = (panel_n * self.spec.num_genes).index_select(0, entries.row_of_entry_z).add_(entries.genes_z)
-            seen_z &= self.measured_sg.view(-1).index_select(0, at_z)
+            shown_n, other_g = self._shown(entries.noise)
+            hidden_z = shown_n.index_select(0, entries.row_of_entry_z)
+            seen_z &= ~hidden_z | other_g.index_select(0, entries.genes_z)
         return seen_z
 
-    def encode(self, rows: SparseRows, order: GeneOrder | None = None, noise: Noise | None = None) -> Posterior:
-        """Posterior of log-normalized cells; with noise there is dropout after the first and second layer."""
+    def center(self, batch: MiniBatch, noise: Noise | None = None) -> Center | None:
+        """What the encoder takes off these cells; with noise, of those `augmented`."""
+        if self.center_g is None:
+            return None
+        if batch.measured_sg is not None:
+            own_sg = batch.measured_sg[:, self.own_index_g >= 0] if self.spec.num_atlas_genes else batch.measured_sg
+            return Center.of(self.center_g, own_sg, batch.sources_n)
+        if not self.spec.num_sources:
+            return Center(self.center_g[None])
+        if self._panels is None or self._panels[0].device != self.measured_sg.device:
+            self._panels = distinct(self.measured_sg)
+        panels_pg, panel_of_source_s = self._panels
+        panel_n = panel_of_source_s.index_select(0, batch.sources_n)
+        if noise is not None and self._has_panels:
+            shown_n, other_g = self._shown(noise)
+            panel_n, panels_pg = panel_n + len(panels_pg) * shown_n, torch.cat([panels_pg, panels_pg & other_g])
+        return Center.of(self.center_g, panels_pg, panel_n)
+
+    def encode(
+        self,
+        rows: SparseRows,
+        order: GeneOrder | None = None,
+        noise: Noise | None = None,
+        center: Center | None = None,
+    ) -> Posterior:
+        """Posterior of log-normalized cells, of all genes if no centre says else; with noise there is dropout."""
+        if center is None and self.center_g is not None:
+            center = Center(self.center_g[None])
         rows = replace(rows, data=rows.data * self.heard_g.index_select(0, rows.indices))
-        return self.posterior_of(self.input_layer(rows, order, self.compute_dtype), noise)
+        return self.posterior_of(self.input_layer(rows, order, self.compute_dtype, center), noise)
 
     def posterior_of(self, first_nh: Tensor, noise: Noise | None = None) -> Posterior:
         """Posterior of cells of which the first layer's sums are known."""
@@ -231,7 +249,8 @@ class JointVAE(nn.Module):
         rows = self.normalized(batch, counts)
         order = GeneOrder.of(rows)
         seen = rows if noise is None else self.augmented(batch, noise, counts)
-        posterior = self.encode(seen, self._order_of(seen, rows, order) if torch.is_grad_enabled() else None, noise)
+        seen_order = self._order_of(seen, rows, order) if torch.is_grad_enabled() else None
+        posterior = self.encode(seen, seen_order, noise, self.center(batch, noise))
         latent_nw = posterior.mode() if noise is None else posterior.sample(noise, self.spec.temperature)
         if noise is not None and self.spec.decode_labels:
             known_nc = (batch.values_nc - self.units_2c[0]) / self.units_2c[1]
@@ -253,7 +272,7 @@ class JointVAE(nn.Module):
         """Scalar: squared error of the carrying cells decoded from a sample of their neighbours' average."""
         live_noise = replace(noise, rows_n=near.live.rows_n)
         seen = self.augmented(near.live, live_noise)
-        live = self.encode(seen, GeneOrder.of(seen), live_noise)
+        live = self.encode(seen, GeneOrder.of(seen), live_noise, self.center(near.live, live_noise))
         dims, own_noise = self.spec.latent.diffusion_dims, replace(noise, rows_n=near.carrying.rows_n)
         mean_md, variance_md = (
             neighbor_average(live_vd[:, dims], near.owner_v, remembered_md.to(live_vd.dtype), near.counts_m)

@@ -42,6 +42,7 @@ class Purpose(IntEnum):
     THINNING_SECOND = 13
     THINNING_MANY = 14
     PAIRS = 15
+    PANEL_OF_STEP = 16
     DROPOUT = 64  # plus the layer's number
 
 

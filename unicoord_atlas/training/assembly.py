@@ -12,7 +12,8 @@ import torch
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.log_normalize import log_normalize
 from unicoord_atlas.losses.objective import Objective
-from unicoord_atlas.model.joint_vae import JointVAE, NetworkSpec
+from unicoord_atlas.model.joint_vae import JointVAE
+from unicoord_atlas.model.network_spec import NetworkSpec
 from unicoord_atlas.neighbors.highly_variable import highly_variable
 
 if TYPE_CHECKING:
@@ -135,16 +136,19 @@ def build_model(
         log_input=normalization.log_input,
         num_sources=len(measured_sg) if masked else 0,
         num_atlas_genes=schema.num_genes if genes is not None else 0,
+        centered=config.model.center_input,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = JointVAE(spec)
     heard_g = profile.detected_g[chosen] >= config.model.encoder_min_cells
+    mean_g = torch.from_numpy(profile.mean_g[chosen])
     model.start_from(
-        torch.from_numpy(profile.mean_g[chosen]) if config.model.output_bias == "mean" else None,
+        mean_g if config.model.output_bias == "mean" else None,
         torch.from_numpy(measured_sg) if masked else None,
         torch.from_numpy(genes) if genes is not None else None,
         torch.from_numpy(heard_g) if heard_g.any() else None,  # a handful of cells: all genes rather than none
+        mean_g,
     )
     return model
 

@@ -69,7 +69,8 @@ def finished_model(
     trained = list(encode_batches(model, training, device))
     checked = list(encode_batches(model, validation, device))
     codes = prepared.columns.codes
-    narrower = narrower_batches(sampled, normalization, config.train.seed) if checked else {}
+    known_sg = schema.measured_sg() if model.spec.num_sources else np.ones((1, schema.num_genes), np.bool_)
+    narrower = narrower_batches(sampled, normalization, known_sg, config.train.seed) if checked else {}
     encoded_narrower = {share: list(encode_batches(model, part, device)) for share, part in narrower.items()}
     calibration = calibrate(trained, checked, encoded_narrower, codes, names)
     metrics = label_metrics(checked, codes, names, calibration.temperatures)
@@ -92,12 +93,12 @@ def with_folded(schema: AtlasSchema, trained: Sequence[LabelColumn]) -> AtlasSch
 
 
 def narrower_batches(
-    batches: Iterable[MiniBatch], normalization: Normalization, seed: int
+    batches: Iterable[MiniBatch], normalization: Normalization, known_sg: NDArray[np.bool_], seed: int
 ) -> dict[float, NarrowerBatches]:
     """The same cells at each of the coverages, the genes drawn at random."""
     rng = np.random.default_rng(seed)
     return {
-        share: NarrowerBatches(batches, genes_that_carry(share, normalization, rng), normalization)
+        share: NarrowerBatches(batches, genes_that_carry(share, normalization, rng), normalization, known_sg)
         for share in COVERAGES
     }
 

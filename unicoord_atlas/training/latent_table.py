@@ -82,5 +82,6 @@ def fill_table(table: LatentTable, model: JointVAE, batches: Iterable[MiniBatch]
     """What an untrained model says of all cells: one encoding pass before the first step."""
     model.eval()
     for batch in batches:
-        posterior = model.encode(model.normalized(batch.to(device)))
+        on_device = batch.to(device)
+        posterior = model.encode(model.normalized(on_device), center=model.center(on_device))
         table.write(batch.rows_n, posterior.mean_nd, posterior.logvar_nd.exp(), step=0)
