@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from unicoord_atlas.model.center import Center
 from unicoord_atlas.model.sparse_input import bag
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class FrozenEncoder:
             return bias_h
         known_pg, sums_ph = self._centers
         if known_pg is None or sums_ph is None or not torch.equal(known_pg, center.profiles_pg):
-            sums_ph = center.profiles_pg @ self.model.input_layer.weight
+            sums_ph = Center(center.profiles_pg).product(self.model.input_layer.weight)
             self._centers = center.profiles_pg, sums_ph
         return bias_h - (sums_ph if center.panel_n is None else sums_ph.index_select(0, center.panel_n))
 

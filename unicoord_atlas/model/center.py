@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .sparse_input import bag
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+_GENES = 2048
+"""That are added up together: threads share them out, and it does not matter how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Center:
 
     def product(self, weight_gh: Tensor) -> Tensor:
         """(n or 1, h): what it adds up to behind a linear layer; without gradient."""
-        sums_ph = self.profiles_pg @ weight_gh.detach()
+        sums_ph = _product(self.profiles_pg, weight_gh.detach())
         return sums_ph if self.panel_n is None else sums_ph.index_select(0, self.panel_n)
 
     def take_off_gradient(self, grad_gh: Tensor, grad_nh: Tensor) -> Tensor:
@@ -40,6 +45,17 @@ class Center:
             return grad_gh.addr_(self.profiles_pg[0], grad_nh.sum(dim=0), alpha=-1)
         grad_ph = grad_nh.new_zeros((len(self.profiles_pg), grad_nh.shape[1])).index_add_(0, self.panel_n, grad_nh)
         return grad_gh.addmm_(self.profiles_pg.t(), grad_ph, alpha=-1)
+
+
+def _product(profiles_pg: Tensor, weight_gh: Tensor) -> Tensor:
+    if len(profiles_pg) > 1 or profiles_pg.device.type != "cpu":
+        return profiles_pg @ weight_gh
+    # A BLAS's product of a vector may depend on where the table lies in memory: a run that goes on after a kill would
+    # end with other bits.
+    num_genes = profiles_pg.shape[1]
+    starts = torch.arange(0, num_genes, _GENES)
+    ends = torch.cat([starts, torch.tensor([num_genes])])
+    return bag(weight_gh, torch.arange(num_genes), ends, profiles_pg[0]).sum(dim=0, keepdim=True)
 
 
 def distinct(measured_sg: Tensor) -> tuple[Tensor, Tensor]:
