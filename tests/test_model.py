@@ -218,6 +218,19 @@ def test_sparse_linear_equals_dense_linear(center):
     torch.testing.assert_close(layer(rows, None, torch.float32, center), dense)
 
 
+def test_a_centre_s_product_is_the_same_bits_wherever_the_table_lies():
+    """A BLAS's is not (400 x 32: three results), and a run that is killed and goes on would end otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    weight, profile = torch.randn(400, 32, generator=generator), torch.rand(1, 400, generator=generator)
+    results = set()
+    for offset in range(64):
+        placed = torch.empty(weight.numel() + 64)[offset : offset + weight.numel()].view(weight.shape).copy_(weight)
+        product = Center(profile).product(placed)
+        results.add(product.numpy().tobytes())
+    assert len(results) == 1
+    torch.testing.assert_close(product, profile @ weight)
+
+
 @pytest.mark.parametrize("center", _centers())
 @pytest.mark.parametrize("size", [8, 11, 64])
 def test_the_first_layer_in_dense_tiles_equals_a_dense_one(monkeypatch, size, center):
