@@ -26,6 +26,7 @@ from unicoord_atlas.generate import Generation
 from unicoord_atlas.jobs import browse, browse_map
 from unicoord_atlas.jobs.browse_app import make_app
 from unicoord_atlas.jobs.browse_cells import cells_of_file
+from unicoord_atlas.model.center import Center
 from unicoord_atlas.points import Points
 from unicoord_atlas.reconfigure import bio_of_seeds, reconfigured, seed_points
 from unicoord_atlas.reference import ReferenceModel
@@ -219,7 +220,9 @@ def test_changed_genes_are_those_of_generate(folder, changing):
 def seen_by_encoder(reference, values_g) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """(1, b) biological representation and probabilities of a cell of these log-normalized values, in float32."""
     with torch.no_grad():
-        posterior = reference.model.encode(sparse_rows(values_g[None]))
+        center_g = reference.model.center_g
+        center = None if center_g is None else Center(center_g[None])
+        posterior = reference.model.encode(sparse_rows(values_g[None]), center)
     offset, scale = own_units(reference.model)
     logits = tuple(logits_nk.numpy() for logits_nk in posterior.logits)
     probabilities = {label.name: softmax(each) for label, each in zip(reference.config.labels, logits, strict=True)}

@@ -47,11 +47,11 @@ def _step(device: str, dtype: torch.dtype) -> tuple[dict[str, torch.Tensor], dic
         ),
     )
     sizes = {"num_genes": GENES, "latent": latent, "model": ModelConfig(hidden=(32, 16)), "num_sources": 2}
-    spec = NetworkSpec(**sizes, thinning=0.5, gene_dropout=0.4)
+    spec = NetworkSpec(**sizes, thinning=0.5, gene_dropout=0.4, gene_panels=0.5, centered=True)
     torch.manual_seed(0)
     model = JointVAE(spec)
     measured = torch.rand(2, GENES, generator=torch.Generator().manual_seed(1)) < 0.8
-    model.start_from(measured_sg=measured)
+    model.start_from(measured_sg=measured, center_g=torch.linspace(0, 3, GENES))
     model.compute_dtype = dtype
     times = np.random.default_rng(0).random((200, 1)).astype(np.float32)
     batch = minibatch(counts, types[:, None], times, np.arange(200) % 2).to(device)

@@ -289,7 +289,7 @@ def test_the_encoder_on_sparse_rows_equals_a_dense_one_dropout_included(centered
             keep = ~below(noise.draws(Purpose.DROPOUT + number, hidden.shape[1]), model.spec.model.dropout)
             hidden = hidden * keep / (1 - model.spec.model.dropout)
     expected = hidden @ model.mean.weight.t() + model.mean.bias
-    ours = model.encode(rows, GeneOrder.of(rows), noise, model.center(batch, noise)).mean_nd
+    ours = model.encode(rows, model.center(batch, noise), GeneOrder.of(rows), noise).mean_nd
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     learned = [*model.input_layer.parameters(), *model.encoder.parameters()]
     for sparse, dense in zip(
@@ -469,7 +469,7 @@ def test_the_encoder_looks_only_at_genes_it_was_told_to():
     changed[:, 20:] = 0
     batches = [minibatch(counts, types[:, None]), minibatch(changed, types[:, None])]
     rows = [log_normalize(batch.counts, batches[0].size_factors_n) for batch in batches]
-    torch.testing.assert_close(model.encode(rows[0]).mean_nd, model.encode(rows[1]).mean_nd)
+    torch.testing.assert_close(*(model.encode(each, None).mean_nd for each in rows))
 
 
 def test_samples_approach_the_posterior():

@@ -202,7 +202,7 @@ def test_the_frozen_encoder_says_what_the_model_says():
     batch = minibatch(counts)
     rows = model.normalized(batch)
     with torch.no_grad():
-        posterior = model.encode(rows)
+        posterior = model.encode(rows, model.center(batch))
     encoded = FrozenEncoder(model).encode(batch, rows)
     np.testing.assert_allclose(encoded.mean, 2 * posterior.mean_nd.numpy(), atol=5e-3)
     np.testing.assert_allclose(encoded.logits[0], posterior.logits[0].numpy(), atol=5e-3)

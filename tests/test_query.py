@@ -146,7 +146,7 @@ def test_genes_that_a_query_lacks_are_taken_to_be_as_in_the_mean_profile(width):
         expected[:, 0] += 5  # time has units
         found = np.concatenate([part.mean for part in encode_batches(model, batches, reference.device)])
         np.testing.assert_allclose(found, expected, atol=0.02)  # the first layer is float16
-        plain = torch.cat([model.encode(model.normalized(b), center=model.center(b)).mean_nd for b in batches])
+        plain = torch.cat([model.encode(model.normalized(b), model.center(b)).mean_nd for b in batches])
         np.testing.assert_allclose(plain.detach()[:, 1:], expected[:, 1:], atol=1e-4)
 
 

@@ -92,7 +92,10 @@ def train(case: str, out: Path) -> None:
     )
     torch.manual_seed(rank)  # all start from the weights of rank 0
     small = ModelConfig(hidden=(16, 12, 8))
-    model = JointVAE(NetworkSpec(num_genes=40, latent=latent, model=small, thinning=0.5, gene_dropout=0.3)).to(dtype)
+    seen = {"thinning": 0.5, "gene_dropout": 0.3, "gene_panels": 0.5, "num_sources": 2, "centered": True}
+    model = JointVAE(NetworkSpec(num_genes=40, latent=latent, model=small, **seen)).to(dtype)
+    measured = torch.stack([torch.ones(40, dtype=torch.bool), torch.arange(40) % 4 > 0])
+    model.start_from(measured_sg=measured, center_g=torch.linspace(0, 3, 40))
     model.compute_dtype = dtype
     facts = LabelFacts((torch.tensor([10.0, 20.0, 30.0]),), (0.8,), torch.tensor([6 / 7]))
     losses = LossConfig(independent_of=() if "each_cell" in case else ("cell_type",))

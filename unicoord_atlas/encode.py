@@ -50,7 +50,7 @@ class FrozenEncoder:
         self.model = model.eval()
         with torch.no_grad():
             self._table_gh = (model.input_layer.weight * model.heard_g[:, None]).to(torch.float16)
-        self._centers: tuple[Tensor | None, Tensor | None] = None, None
+        self._center: tuple[Tensor, Tensor] | None = None
         self._offset, self._scale = own_units(model)
 
     @torch.no_grad()
@@ -71,10 +71,9 @@ class FrozenEncoder:
         bias_h, center = self.model.input_layer.bias, self.model.center(batch)
         if center is None:
             return bias_h
-        known_pg, sums_ph = self._centers
-        if known_pg is None or sums_ph is None or not torch.equal(known_pg, center.profiles_pg):
-            sums_ph = Center(center.profiles_pg).product(self.model.input_layer.weight)
-            self._centers = center.profiles_pg, sums_ph
+        if self._center is None or not torch.equal(self._center[0], center.profiles_pg):
+            self._center = center.profiles_pg, Center(center.profiles_pg).product(self.model.input_layer.weight)
+        sums_ph = self._center[1]
         return bias_h - (sums_ph if center.panel_n is None else sums_ph.index_select(0, center.panel_n))
 
 

@@ -68,7 +68,7 @@ def reconstruction(
     for batch in batches:
         on_device = batch.to(device)
         rows = model.normalized(on_device)
-        latent_nw = model.encode(rows, center=model.center(on_device)).mode()
+        latent_nw = model.encode(rows, model.center(on_device)).mode()
         decoded_ng = model.decode(latent_nw).double() * seen_g
         values_ng = rows.to_dense().double() * seen_g
         errors.append(((values_ng - decoded_ng) ** 2).sum(dim=1).cpu().numpy())

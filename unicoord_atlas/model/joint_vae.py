@@ -183,13 +183,11 @@ class JointVAE(nn.Module):
     def encode(
         self,
         rows: SparseRows,
+        center: Center | None,
         order: GeneOrder | None = None,
         noise: Noise | None = None,
-        center: Center | None = None,
     ) -> Posterior:
-        """Posterior of log-normalized cells, of all genes if no centre says else; with noise there is dropout."""
-        if center is None and self.center_g is not None:
-            center = Center(self.center_g[None])
+        """Posterior of log-normalized cells, less their `center`; with noise there is dropout."""
         rows = replace(rows, data=rows.data * self.heard_g.index_select(0, rows.indices))
         return self.posterior_of(self.input_layer(rows, order, self.compute_dtype, center), noise)
 
@@ -250,7 +248,7 @@ class JointVAE(nn.Module):
         order = GeneOrder.of(rows)
         seen = rows if noise is None else self.augmented(batch, noise, counts)
         seen_order = self._order_of(seen, rows, order) if torch.is_grad_enabled() else None
-        posterior = self.encode(seen, seen_order, noise, self.center(batch, noise))
+        posterior = self.encode(seen, self.center(batch, noise), seen_order, noise)
         latent_nw = posterior.mode() if noise is None else posterior.sample(noise, self.spec.temperature)
         if noise is not None and self.spec.decode_labels:
             known_nc = (batch.values_nc - self.units_2c[0]) / self.units_2c[1]
@@ -272,7 +270,7 @@ class JointVAE(nn.Module):
         """Scalar: squared error of the carrying cells decoded from a sample of their neighbours' average."""
         live_noise = replace(noise, rows_n=near.live.rows_n)
         seen = self.augmented(near.live, live_noise)
-        live = self.encode(seen, GeneOrder.of(seen), live_noise, self.center(near.live, live_noise))
+        live = self.encode(seen, self.center(near.live, live_noise), GeneOrder.of(seen), live_noise)
         dims, own_noise = self.spec.latent.diffusion_dims, replace(noise, rows_n=near.carrying.rows_n)
         mean_md, variance_md = (
             neighbor_average(live_vd[:, dims], near.owner_v, remembered_md.to(live_vd.dtype), near.counts_m)

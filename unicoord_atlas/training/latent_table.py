@@ -83,5 +83,5 @@ def fill_table(table: LatentTable, model: JointVAE, batches: Iterable[MiniBatch]
     model.eval()
     for batch in batches:
         on_device = batch.to(device)
-        posterior = model.encode(model.normalized(on_device), center=model.center(on_device))
+        posterior = model.encode(model.normalized(on_device), model.center(on_device))
         table.write(batch.rows_n, posterior.mean_nd, posterior.logvar_nd.exp(), step=0)
