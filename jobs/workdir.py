@@ -213,10 +213,10 @@ def _remove_while_others_write(directory: Path) -> None:
 
 
 def _remove_leftovers(directory: Path) -> None:
-    """Remove what a killed process's zarr was writing: files under a name that nobody knows."""
-    for path in directory.rglob("*.partial"):
-        if _ZARR_ASIDE.search(path.name):
-            path.unlink()
+    """Remove what a killed process left: what its zarr was writing, and locks of files that had got their names."""
+    aside = [path for path in directory.rglob("*.partial") if _ZARR_ASIDE.search(path.name)]
+    for path in (*aside, *directory.glob(".*.lock")):
+        path.unlink()
 
 
 def empty_directory(directory: Path) -> None:

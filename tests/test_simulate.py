@@ -263,7 +263,10 @@ def test_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path):
     process.wait()
     done = {path: path.stat().st_mtime_ns for path in partial.glob("[!.]*.h5ad")}
     assert done and not killed.exists()
+    for path in done:
+        (partial / f".{path.name}.lock").touch()  # as if the kill had come just before the lock went
     simulate.run(SimulateOptions(3000, killed, "1000", organs=6))
     assert all((killed / path.name).stat().st_mtime_ns == then for path, then in done.items())
     names = sorted(path.name for path in whole.iterdir())
+    assert names == sorted(path.name for path in killed.iterdir())
     assert filecmp.cmpfiles(whole, killed, names, shallow=False) == (names, [], [])
