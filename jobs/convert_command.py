@@ -1,4 +1,4 @@
-"""The command lines of what moves cells and coordinates between Zarr and SOMA."""
+"""The command lines of what moves cells and coordinates between Zarr and SOMA, here and in object stores."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def add_convert(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(convert)
     app.command("add-latents")(add_latents)
+    app.command("copy")(copy)
 
 
 def convert(
@@ -48,3 +49,20 @@ def add_latents(
     from . import convert as job
 
     finish(job.add_latents(job.AddLatentsOptions(latents, soma, prefix)), as_json)
+
+
+def copy(
+    source: Annotated[Path, typer.Argument(help="A finished directory (atlas, latents, reference), or its address.")],
+    out: Annotated[Path, typer.Option(help="Its address in an object store, or a path for what lies in one.")],
+    as_json: Json = False,
+) -> None:
+    """Copy a finished output to an object store, or from one; every file is compared with its manifest on the way.
+
+    The manifest goes last, so nobody takes half a copy for a whole one, and nothing that is there is replaced.  The
+    same command completes what was killed.  Needs the extra s3.
+
+    Example: unicoord-atlas copy atlas.zarr --out s3://bucket/atlas.zarr
+    """
+    from . import copy_finished as job
+
+    finish(job.run(job.CopyOptions(source, out)), as_json)

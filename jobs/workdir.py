@@ -142,7 +142,7 @@ def require_local(out: Path) -> None:
     address = object_address(out)
     if address is not None:
         raise UsageError(
-            f"{address}: outputs are written on this machine; give a path, and copy it when it is finished"
+            f"{address}: outputs are written on this machine; give a path, and send it there by `unicoord-atlas copy`"
         )
 
 

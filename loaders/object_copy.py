@@ -15,22 +15,29 @@ from typing import TYPE_CHECKING, Any
 from unicoord_atlas.checksums import checksum, file_checksum
 from unicoord_atlas.errors import DataError
 
-from .manifest import read_manifest
+from .manifest import damaged, read_manifest, size_fault
 from .object_files import ObjectFiles
 from .object_open import READING, open_objects, read_first
 from .store_files import LocalFiles
 from .zarr_layout import MANIFEST
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from .object_open import Objects
 
-_THREADS = 8
+_THREADS = 4
+"""Each holds one file whole: a put that must not replace another takes no parts."""
 
 
-def copy_up(folder: Path, address: str) -> bool:
+def copy_up(folder: Path, address: str, progress: Callable[[int], object] = int) -> bool:
     """Copy a finished directory to an address.
+
+    Parameters
+    ----------
+    progress
+        Is told the bytes of each file that is there.
 
     Returns
     -------
@@ -39,22 +46,54 @@ def copy_up(folder: Path, address: str) -> bool:
     Raises
     ------
     DataError
-        If something else is there, or the directory is not finished.
+        If something else is there, or the directory is not finished, or damaged.
     ConfigError, UnreachableError
         Why the object store does not take it.
     """
-    names = list(read_manifest(LocalFiles(folder))["files"])
-    there = read_first(address, MANIFEST)
-    if there is not None:
-        if there == (folder / MANIFEST).read_bytes():
+    files = LocalFiles(folder)
+    entries, manifest = read_manifest(files)["files"], files.read(MANIFEST)
+    found = read_first(address, MANIFEST)
+    if found is not None:
+        if found == manifest:
             return False
         raise DataError(f"{address} holds another finished output; choose another address")
     objects = open_objects(address, READING)
+    there = objects.ask("its list of files", _names)
+
+    def put(name: str) -> int:
+        _put_new(objects, name, _whole(files, name, entries[name]), name in there)
+        return int(entries[name]["bytes"])
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(lambda name: _put_new(objects, name, folder / name), names):
-            pass
-    _put_new(objects, MANIFEST, folder / MANIFEST)
+        for size in pool.map(put, entries):
+            progress(size)
+    _put_new(objects, MANIFEST, manifest, is_there=False)
     return True
+
+
+def bring(files: ObjectFiles, folder: Path, progress: Callable[[int], object] = int) -> None:
+    """Copy a finished directory from an object store into a folder, the manifest last; what is whole there is kept.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or damaged.
+    UnreachableError
+        If the server stays away.
+    """
+    entries = read_manifest(files)["files"]
+
+    def get(name: str) -> int:
+        target, entry = folder / name, entries[name]
+        if not _is_whole(target, entry):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(files.read(name))
+        return int(entry["bytes"])
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for size in pool.map(get, entries):
+            progress(size)
+    (folder / MANIFEST).write_bytes(files.read(MANIFEST))
 
 
 def copy_down(address: str, folder: Path) -> Path:
@@ -66,9 +105,7 @@ def copy_down(address: str, folder: Path) -> Path:
         return copy
     aside = folder / f".{copy.name}.{secrets.token_hex(4)}"
     try:
-        for name in [*manifest["files"], MANIFEST]:
-            (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            (aside / name).write_bytes(files.read(name))
+        bring(files, aside)
         if not copy.exists():  # else another process has made it meanwhile
             aside.rename(copy)
     finally:
@@ -76,18 +113,43 @@ def copy_down(address: str, folder: Path) -> Path:
     return copy
 
 
-def _put_new(objects: Objects, name: str, file: Path) -> None:
+def _whole(files: LocalFiles, name: str, entry: Mapping[str, Any]) -> bytes:
+    """A file as the manifest has it: what is damaged here must not be called whole there."""
+    try:
+        data = files.read(name)
+    except FileNotFoundError:
+        raise damaged(files, {name: size_fault(None, entry["bytes"])}) from None
+    if len(data) != entry["bytes"]:
+        raise damaged(files, {name: size_fault(len(data), entry["bytes"])})
+    if checksum([data]) != entry["crc32c"]:
+        raise damaged(files, {name: "has a wrong checksum"})
+    return data
+
+
+def _is_whole(path: Path, entry: Mapping[str, Any]) -> bool:
+    return path.is_file() and path.stat().st_size == entry["bytes"] and file_checksum(path) == entry["crc32c"]
+
+
+def _names(store: Any) -> set[str]:
+    import obstore
+
+    return {entry["path"] for batch in obstore.list(store, chunk_size=1000) for entry in batch}
+
+
+def _put_new(objects: Objects, name: str, data: bytes, is_there: bool) -> None:
     """Put a file there, unless it is there; DataError if another one is."""
     import obstore
     from obstore.exceptions import AlreadyExistsError
 
     def put(store: Any) -> bool:
-        try:
-            obstore.put(store, name, file, mode="create")
-        except AlreadyExistsError:  # perhaps by this very request, when its first answer was lost
-            parts = obstore.get(store, name).stream(min_chunk_size=1 << 22)
-            return checksum(bytes(part) for part in parts) == file_checksum(file)
-        return True
+        if not is_there:
+            try:
+                obstore.put(store, name, data, mode="create")
+                return True
+            except AlreadyExistsError:  # perhaps by this very request, when its first answer was lost
+                pass
+        parts = obstore.get(store, name).stream(min_chunk_size=1 << 22)
+        return checksum(bytes(part) for part in parts) == checksum([data])
 
     if not objects.ask(name, put):
         raise DataError(

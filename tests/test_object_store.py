@@ -18,8 +18,18 @@ from stores import plain_columns, random_counts, write_store
 from typer.testing import CliRunner
 
 from unicoord_atlas.config import RunConfig
-from unicoord_atlas.errors import ConfigError, DataError, UnreachableError, UsageError
-from unicoord_atlas.jobs import build_graph, check, convert, export_latents, info, ingest, map_query, train
+from unicoord_atlas.errors import AlreadyDone, ConfigError, DataError, UnreachableError, UsageError
+from unicoord_atlas.jobs import (
+    build_graph,
+    check,
+    convert,
+    copy_finished,
+    export_latents,
+    info,
+    ingest,
+    map_query,
+    train,
+)
 from unicoord_atlas.jobs.cli import app
 from unicoord_atlas.jobs.hub import local_reference
 from unicoord_atlas.jobs.workdir import finished_directory
@@ -424,3 +434,81 @@ def test_a_shard_that_was_damaged_in_the_cache_is_read_from_the_server_again(ser
     for one, other in zip(expected, again, strict=True):
         assert all(map(np.array_equal, one, other))
     assert kept.read_bytes() == whole
+
+
+def copied(source, out):
+    return copy_finished.run(copy_finished.CopyOptions(Path(source), Path(out)))
+
+
+def bytes_of(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_files_that_no_manifest_names_stay_and_are_told(server, shards, tmp_path, capsys):
+    shutil.copytree(shards, tmp_path / "shards.zarr")
+    (tmp_path / "shards.zarr/notes.txt").write_text("mine")
+    copied(tmp_path / "shards.zarr", "s3://more/copies/shards.zarr")
+    assert "1 files are not in its manifest and were not copied, notes.txt the first" in capsys.readouterr().err
+
+
+def test_an_atlas_is_copied_up_and_down_to_the_byte(server, atlas, tmp_path):
+    address, back = "s3://more/copies/atlas.zarr", tmp_path / "back.zarr"
+    done = copied(atlas, address)
+    assert done["copied"] == address and done["files"] == len(bytes_of(atlas)) - 1
+    assert check.run(Path(address))["bytes"] == done["bytes"]
+    with pytest.raises(AlreadyDone, match=r"s3://more/copies/atlas.zarr is finished already"):
+        copied(atlas, address)
+    assert copied(address, back) == {**done, "copied": str(back)}
+    assert bytes_of(back) == bytes_of(atlas)
+    with pytest.raises(AlreadyDone):
+        copied(address, back)
+    (back / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=r"back.zarr exists and is no copy of s3://more/copies/atlas.zarr; remove it"):
+        copied(address, back)
+
+
+def test_a_copy_that_was_killed_is_gone_on_from(server, atlas, tmp_path, monkeypatch):
+    files = bytes_of(atlas)
+    partial = tmp_path / ".atlas.zarr.partial"
+    shutil.copytree(atlas, partial)
+    (partial / "manifest.json").unlink()
+    (partial / "obs/zarr.json").write_bytes(files["obs/zarr.json"][:-1])  # it was killed while it wrote this
+    (partial / "c/0").mkdir(parents=True)
+    (partial / "c/0/of_another_job").write_text("")
+    asked, read = [], object_files.ObjectFiles.read
+    monkeypatch.setattr(object_files.ObjectFiles, "read", lambda self, name: asked.append(name) or read(self, name))
+    copied(ADDRESS, tmp_path / "atlas.zarr")
+    assert bytes_of(tmp_path / "atlas.zarr") == files
+    assert set(asked) == {"obs/zarr.json", "manifest.json"} and not partial.exists()
+
+
+def test_nothing_damaged_and_nothing_unfinished_is_copied(server, shards, tmp_path):
+    import boto3
+
+    damaged, address = tmp_path / "shards.zarr", "s3://more/copies/damaged.zarr"
+    shutil.copytree(shards, damaged)
+    shard = damaged / "X/data/c/0"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    with pytest.raises(
+        DataError, match=r"X/data/c/0 \(shard 0, rows 0:\d+\) has a wrong checksum: restore what is dam"
+    ):
+        copied(damaged, address)
+    shard.unlink()
+    with pytest.raises(DataError, match="is missing"):
+        copied(damaged, address)
+    with pytest.raises(DataError, match=r"damaged\.zarr has no manifest"):
+        open_store(address)
+    shard.write_bytes(whole)
+    copied(damaged, address)
+    assert check.run(Path(address))["files"] > 0
+    boto3.client("s3", endpoint_url=server).delete_object(Bucket="more", Key="copies/damaged.zarr/X/data/c/0")
+    with pytest.raises(DataError, match="X/data/c/0"):
+        copied(address, tmp_path / "down.zarr")
+    assert not (tmp_path / "down.zarr").exists()
+    with pytest.raises(DataError, match="no such store"):
+        copied(tmp_path / "none.zarr", address)
+    for source, out in ((damaged, tmp_path / "here.zarr"), (ADDRESS, address), ("hf://me/mine", address)):
+        with pytest.raises(UsageError, match="one of the two is an address in an object store"):
+            copied(source, out)

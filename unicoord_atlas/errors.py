@@ -50,6 +50,6 @@ class UnreachableError(UnicoordError):
 class AlreadyDone(Exception):
     """The output is there, finished, from the same inputs and settings: nothing to do."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path | str) -> None:
         super().__init__(f"{out} is finished already, from the same inputs and settings")
         self.out = out
