@@ -25,10 +25,10 @@ PLATFORMS = ("10x", "Drop-seq")
 NUM_GENES = 60
 
 
-def random_reference(num_seeds: int = 40, clusters: int = 0, centered: bool = True) -> ReferenceModel:
+def random_reference(num_seeds: int = 40, clusters: int = 0, old: bool = False) -> ReferenceModel:
     """Two labels, a supervised time (offset 5, scale 2) and three unsupervised dimensions.
 
-    Centred it takes a mean profile off cells, not centred it is as references were before.  With clusters also an
+    An old one takes no mean profile off cells and has no label path, as references were before.  With clusters also an
     unsupervised discrete dimension of so many classes, which the seeds do not know.
     """
     unsupervised = DiscreteLatent(name="unsupervised_discrete_0", num_categories=clusters, supervised=False)
@@ -46,7 +46,8 @@ def random_reference(num_seeds: int = 40, clusters: int = 0, centered: bool = Tr
     with torch.random.fork_rng():
         torch.manual_seed(0)
         small = ModelConfig(hidden=(16, 8))
-        model = JointVAE(NetworkSpec(num_genes=NUM_GENES, latent=latent, model=small, centered=centered))
+        new = {} if old else {"centered": True, "label_path": (12, 8), "path_labels": (0,)}
+        model = JointVAE(NetworkSpec(num_genes=NUM_GENES, latent=latent, model=small, **new))
     model.start_from(torch.full((NUM_GENES,), 0.5), center_g=torch.linspace(0.5, 4, NUM_GENES))
     labels = (
         LabelColumn(name="cell_type", categories=CLASSES, counts=(9, 9, 9), folded={"ILC": 3}),

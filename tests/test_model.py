@@ -328,6 +328,23 @@ def test_joint_vae_has_the_paper_s_layers():
     }
 
 
+def test_a_label_path_is_a_network_of_its_own_that_the_continuous_dimensions_are_told_of():
+    torch.manual_seed(0)
+    model = JointVAE(_spec(label_path=(6, 5), path_labels=(0,)))
+    first = torch.randn(30, 22)
+    own, path = first[:, :16].relu(), first[:, 16:].relu()
+    hidden = model.encoder[1](model.encoder[0](own).relu()).relu()
+    told = model.label_path.layers[0](path).relu()
+    found = model.posterior_of(first)
+    torch.testing.assert_close(found.logits[0], model.logits[0](told))
+    torch.testing.assert_close(found.logits[1], model.logits[1](hidden))
+    torch.testing.assert_close(found.mean_nd, model.mean(hidden) + told @ model.label_path.mean.weight.t())
+    torch.testing.assert_close(found.logvar_nd, model.logvar(hidden) + told @ model.label_path.logvar.weight.t())
+    layer = model.label_path.layers[0].weight
+    assert torch.autograd.grad(found.mean_nd.sum(), layer, allow_unused=True, retain_graph=True) == (None,)
+    assert torch.autograd.grad(found.logits[0].sum(), layer)[0].abs().sum() > 0
+
+
 def test_a_finer_level_s_probabilities_are_shared_out_among_the_parents_children():
     rng = np.random.default_rng(0)
     child, parent = rng.normal(scale=6, size=(5, 6)), rng.normal(scale=3, size=(5, 3))

@@ -159,23 +159,25 @@ def test_narrower_batches_know_what_each_source_had_measured():
     assert narrow.measured_sg.sum(dim=1).tolist() == [40, 20]
 
 
-def test_a_reference_of_before_cells_were_centred_is_read_and_says_what_it_said(tmp_path):
-    before = random_reference(centered=False)
+def test_a_reference_of_before_the_centre_and_the_label_path_is_read_and_says_what_it_said(tmp_path):
+    before = random_reference(old=True)
     before.save(tmp_path / "reference")
     config = tmp_path / "reference" / "config.json"
     written = json.loads(config.read_text())
     del written["network"]["centered"], written["network"]["model"]["center_input"]
+    del written["network"]["label_path"], written["network"]["path_labels"], written["network"]["model"]["label_path"]
+    written["format_version"] = 4
     config.write_text(json.dumps(written))
     found = ReferenceModel.load(tmp_path / "reference")
-    assert found.model.center_g is None
+    assert found.model.center_g is None and found.model.label_path is None
     cells, lacking = random_cells(), random_cells()[:, :30].copy()
     for query in (cells, lacking):
-        expected, again = (each.map(query).obsm["X_unicoord"] for each in (before, found))
+        expected, again = (each.map(query).obsm["X_unicoord_bio"] for each in (before, found))
         np.testing.assert_array_equal(again, expected)
 
 
-def test_a_centred_reference_comes_back(tmp_path):
-    before, uncentered = random_reference(), random_reference(centered=False)
+def test_a_reference_comes_back(tmp_path):
+    before, uncentered = random_reference(), random_reference(old=True)
     before.save(tmp_path / "reference")
     found = ReferenceModel.load(tmp_path / "reference")
     expected, again, other = (each.map(random_cells()).obsm["X_unicoord"] for each in (before, found, uncentered))

@@ -124,6 +124,10 @@ class ModelConfig(_Section):
     hidden: Annotated[tuple[Size, ...], Field(min_length=1)] = Field(
         (512, 256, 128), description="the decoder mirrors it"
     )
+    label_path: tuple[Size, ...] = Field(
+        (128, 128, 128),
+        description="* layers of their own for labels that are not technical; []: their heads on the encoder",
+    )
     dropout: Share = 0.1
     encoder_min_cells: Count = Field(
         20, description="* the encoder looks at genes detected in so many of up to 20,000 training cells"

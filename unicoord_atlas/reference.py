@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from .normalization import Normalization
 
 NOVELTY = "novelty.safetensors"
-FORMAT_VERSION = 5
-"""1 knew no parents; novelty is read since 4; 4 and before take no mean profile off."""
+FORMAT_VERSION = 6
+"""1 knew no parents; novelty is read since 4; before 5 no mean profile was taken off; 6 has label paths."""
 
 
 class ReferenceConfig(BaseModel):

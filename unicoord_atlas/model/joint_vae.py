@@ -19,8 +19,9 @@ from .augment import left_over
 from .center import Center, distinct
 from .fused_decode import DecodeOptions, Target, fused_decode_error, partly_measured
 from .gene_order import GeneOrder, tile_size
+from .label_path import LabelPath
 from .latent import Posterior, with_labels
-from .noise import EntryNoise, Noise, Purpose, below
+from .noise import Dropout, EntryNoise, Noise, Purpose, below
 from .refinement import GivenParents
 from .sparse_input import SparseLinear
 
@@ -58,11 +59,14 @@ class JointVAE(nn.Module):
         super().__init__()
         self.spec = spec
         hidden, latent = spec.model.hidden, spec.latent
-        self.input_layer = SparseLinear(spec.num_genes, hidden[0])
+        self.input_layer = SparseLinear(spec.num_genes, hidden[0] + sum(spec.label_path[:1]))
         self.encoder = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(hidden))
         self.mean = nn.Linear(hidden[-1], latent.num_continuous)
         self.logvar = nn.Linear(hidden[-1], latent.num_continuous)
-        self.logits = nn.ModuleList(nn.Linear(hidden[-1], each.num_categories) for each in latent.discrete)
+        path = spec.path_labels
+        widths = [spec.label_path[-1] if each in path else hidden[-1] for each in range(len(latent.discrete))]
+        self.logits = nn.ModuleList(map(nn.Linear, widths, (each.num_categories for each in latent.discrete)))
+        self.label_path = LabelPath(spec.label_path, latent.num_continuous) if path else None
         self.refinements = nn.ModuleList(GivenParents(each) for each in latent.refinements)
         self.decoder = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((latent.width, *reversed(hidden))))
         self.output_layer = nn.Linear(hidden[0], spec.num_genes)
@@ -193,21 +197,28 @@ class JointVAE(nn.Module):
 
     def posterior_of(self, first_nh: Tensor, noise: Noise | None = None) -> Posterior:
         """Posterior of cells of which the first layer's sums are known."""
-        hidden_nh = torch.relu(first_nh)
+        dropout = Dropout(self.spec.model.dropout, noise)
+        own_nh, path_nt = first_nh.tensor_split([self.spec.model.hidden[0]], dim=1)
+        hidden_nh = torch.relu(own_nh)
         for number, layer in enumerate(self.encoder):
-            hidden_nh = self._dropout(hidden_nh, noise, number) if number < 2 else hidden_nh
+            hidden_nh = dropout(hidden_nh, number) if number < 2 else hidden_nh
             hidden_nh = torch.relu(layer(hidden_nh))
-        logits = [head(hidden_nh) for head in self.logits]
+        mean_nd, logvar_nd, told_nh = self.mean(hidden_nh), self.logvar(hidden_nh), hidden_nh
+        if self.label_path is not None:
+            told_nh = self.label_path(path_nt, dropout)
+            mean_nd, logvar_nd = self.label_path.tell(told_nh, mean_nd, logvar_nd)
+        path = self.spec.path_labels
+        logits = [head(told_nh if each in path else hidden_nh) for each, head in enumerate(self.logits)]
         for tie, given_parents in zip(self.spec.latent.refinements, self.refinements, strict=True):
             logits[tie.child] = given_parents(logits[tie.child], logits[tie.parent])
-        return Posterior(self.mean(hidden_nh), self.logvar(hidden_nh), tuple(logits))
+        return Posterior(mean_nd, logvar_nd, tuple(logits))
 
     def decode_hidden(self, latent_nw: Tensor, noise: Noise | None = None) -> Tensor:
         """(n, h): the decoder up to its last hidden layer; with noise there is dropout after the second and third."""
-        hidden_nh = latent_nw
+        hidden_nh, dropout = latent_nw, Dropout(self.spec.model.dropout, noise)
         for number, layer in enumerate(self.decoder):
             hidden_nh = torch.relu(layer(hidden_nh))
-            hidden_nh = self._dropout(hidden_nh, noise, 8 + number) if number in (1, 2) else hidden_nh
+            hidden_nh = dropout(hidden_nh, 8 + number) if number in (1, 2) else hidden_nh
         return hidden_nh
 
     def decode(self, latent_nw: Tensor) -> Tensor:
@@ -283,10 +294,3 @@ class JointVAE(nn.Module):
         target = self.target(near.carrying, rows, GeneOrder.of(rows))
         error, _ = self.reconstruction_error(latent_mw, target, shares_n[near.positions_m] / near.share, own_noise)
         return error
-
-    def _dropout(self, hidden_nh: Tensor, noise: Noise | None, layer: int) -> Tensor:
-        rate = self.spec.model.dropout
-        if noise is None or rate == 0:
-            return hidden_nh
-        lost_nh = below(noise.draws(Purpose.DROPOUT + layer, hidden_nh.shape[1]), rate)
-        return hidden_nh * lost_nh.logical_not_().to(hidden_nh.dtype).div_(1 - rate)

@@ -30,3 +30,7 @@ class NetworkSpec(BaseModel):
     """Columns of the counts it is given, if it looks at some of them only; 0 = it takes all."""
     centered: bool = False
     """Whether the encoder looks at differences from a mean profile."""
+    label_path: tuple[int, ...] = ()
+    """Widths of the layers that only labels look at; () = none."""
+    path_labels: tuple[int, ...] = ()
+    """Numbers of the discrete dimensions whose heads sit behind them."""

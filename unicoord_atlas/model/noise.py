@@ -157,3 +157,18 @@ def box_muller(radius_z: Tensor, angle_z: Tensor) -> Tensor:
     """Standard normal of two draws of 16 bits."""
     radius_z, angle_z = ((draws_z + 0.5) / 65536.0 for draws_z in (radius_z, angle_z))
     return torch.sqrt(-2.0 * torch.log(radius_z)) * torch.cos(2.0 * math.pi * angle_z)
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout:
+    """What hides units of layers; nothing without noise."""
+
+    rate: float
+    noise: Noise | None
+
+    def __call__(self, hidden_nh: Tensor, layer: int) -> Tensor:
+        """The units of a layer of this number, the rest of them larger."""
+        if self.noise is None or self.rate == 0:
+            return hidden_nh
+        lost_nh = below(self.noise.draws(Purpose.DROPOUT + layer, hidden_nh.shape[1]), self.rate)
+        return hidden_nh * lost_nh.logical_not_().to(hidden_nh.dtype).div_(1 - self.rate)

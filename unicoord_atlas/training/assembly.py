@@ -123,6 +123,11 @@ def build_model(
     chosen = genes if genes is not None else np.arange(schema.num_genes)
     measured_sg = schema.measured_sg()[:, chosen]
     masked = config.data.mask_unmeasured and not measured_sg.all()
+    path_labels = tuple(
+        number
+        for number, each in enumerate(preparation.latent.discrete)
+        if config.model.label_path and each.supervised and each.name not in config.latent.technical
+    )
     spec = NetworkSpec(
         num_genes=len(chosen),
         latent=preparation.latent,
@@ -137,6 +142,8 @@ def build_model(
         num_sources=len(measured_sg) if masked else 0,
         num_atlas_genes=schema.num_genes if genes is not None else 0,
         centered=config.model.center_input,
+        label_path=config.model.label_path if path_labels else (),
+        path_labels=path_labels,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
