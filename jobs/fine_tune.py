@@ -48,7 +48,7 @@ def run(options: FineTuneOptions) -> dict[str, Any]:
         batches = QueryBatches(source, reference.schema, reference.normalization, _BATCH)
         require_coverage(batches.coverage, options.query, options.min_coverage)
         tuned = with_class(reference, options.label, options.name, source.n_obs)
-        errors = fit_class(tuned, options.label, batches, batches.measured_g, options.epochs)
+        errors = fit_class(tuned, options.label, batches, options.epochs)
     changed = changed_tensors(reference, tuned, options.label)
     if changed:
         raise DataError(

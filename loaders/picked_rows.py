@@ -22,6 +22,7 @@ class PickedRows:
         self.path = source.path
         self.var: pd.DataFrame = source.var
         self.n_obs = len(rows)
+        self.panels = None if source.panels is None else source.panels.of(rows)
 
     def blocks(self, rows_per_block: int) -> Iterator[CsrBlock]:
         """Blocks of rows, wherever they lie."""

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import pandas as pd
 
 from unicoord_atlas.errors import DataError, UsageError
 from unicoord_atlas.normalization import HELD
-from unicoord_atlas.query import Cells
+from unicoord_atlas.query import Cells, Panels
 
 from .in_order import in_order
 from .object_address import object_address
 from .soma_address import is_soma
 from .sources import open_source
 from .store import CellStore, open_store
-from .zarr_layout import SCHEMA, UNS
+from .zarr_layout import SCHEMA, SOURCE, UNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    import pandas as pd
 
     from unicoord_atlas.csr_block import CsrBlock
 
@@ -67,6 +67,12 @@ class CellRange:
         """Cells; index = names."""
         return self._cells.obs.iloc[self._start : self._stop]
 
+    @property
+    def panels(self) -> Panels | None:
+        """Which genes the cells have."""
+        panels = self._cells.panels
+        return None if panels is None else panels.of(slice(self._start, self._stop))
+
     def blocks(self, rows_per_block: int, start: int = 0, stop: int | None = None) -> Iterator[CsrBlock]:
         """Blocks of consecutive rows."""
         end = self._stop if stop is None else self._start + stop
@@ -90,6 +96,16 @@ class StoreCells:
     def obs(self) -> pd.DataFrame:
         """Cells; index = names."""
         return self._store.obs(arrow_names=True)
+
+    @cached_property
+    def panels(self) -> Panels | None:
+        """Which genes each source of the atlas measured."""
+        measured_sg = self._store.schema.measured_sg()
+        if measured_sg.all():
+            return None
+        names = [source.name for source in self._store.schema.sources]
+        codes_n = pd.Categorical(self._store.obs([SOURCE])[SOURCE].astype(str), names).codes
+        return Panels(measured_sg, codes_n.astype(np.int32))
 
     def blocks(self, rows_per_block: int, start: int = 0, stop: int | None = None) -> Iterator[CsrBlock]:
         """Blocks of consecutive rows, the next being read meanwhile."""

@@ -95,6 +95,9 @@ class FileSource:
         """Genes of the chosen matrix; index = names."""
         return self._file.var(self.matrix)
 
+    panels = None
+    """All cells have these genes."""
+
     @property
     def obs(self) -> pd.DataFrame:
         """Cells; index = names; text columns are categorical.  Read from the file each time: it can be large."""

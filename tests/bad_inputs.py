@@ -371,6 +371,12 @@ REFERENCES: dict[str, Damage] = {
     "an enormous network": damaged_json(
         "config.json", lambda found: {**found, "network": {**found["network"], "num_genes": 10**15}}
     ),
+    "an enormous label path": damaged_json(
+        "config.json", lambda found: {**found, "network": {**found["network"], "label_path": [10**13, 8]}}
+    ),
+    "a path of no label": damaged_json(
+        "config.json", lambda found: {**found, "network": {**found["network"], "path_labels": [9]}}
+    ),
     "more genes than the schema": damaged_json(
         "config.json", lambda found: {**found, "network": {**found["network"], "num_genes": 61}}
     ),

@@ -12,6 +12,9 @@ from references import random_cells, random_reference
 
 from unicoord_atlas.encode import encode_batches
 from unicoord_atlas.errors import DataError
+from unicoord_atlas.jobs import ingest
+from unicoord_atlas.loaders.picked_rows import PickedRows
+from unicoord_atlas.loaders.query_cells import CellRange, open_query
 from unicoord_atlas.memory import AnnDataCells
 from unicoord_atlas.narrower import NarrowerBatches
 from unicoord_atlas.normalization import Normalization
@@ -183,3 +186,32 @@ def test_a_reference_comes_back(tmp_path):
     expected, again, other = (each.map(random_cells()).obsm["X_unicoord"] for each in (before, found, uncentered))
     np.testing.assert_array_equal(again, expected)
     assert np.abs(other - expected).max() > 0.1
+
+
+def test_cells_of_an_atlas_are_mapped_as_the_sources_that_it_was_made_of(tmp_path):
+    reference = random_reference()
+    facts = {"coverages": (0.2,), "coverage_temperatures": {"cell_type": (4.0,)}, "temperatures": {"cell_type": 1.0}}
+    calibration = reference.config.calibration.model_copy(update=facts)
+    reference.config = reference.config.model_copy(update={"calibration": calibration})
+    whole, lacking = random_cells(), random_cells()[:, ::2].copy()
+    for name, cells in (("whole", whole), ("lacking", lacking)):
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    files = [str(tmp_path / f"{name}.h5ad") for name in ("whole", "lacking")]
+    ingest.run(ingest.IngestOptions(files, tmp_path / "atlas.zarr", shuffle=True))
+
+    def mapped(path, part=lambda cells: cells):
+        with open_query(path) as cells:
+            batches = QueryBatches(part(cells), reference.schema, reference.normalization, batch_size=7)
+            parts = list(reference.annotate(batches, batches.measured_g))
+            table = [np.hstack([each.bio, each.probabilities["cell_type"]]) for each in parts]
+            return pd.DataFrame(np.concatenate(table), index=cells.obs.index[: len(batches)])
+
+    alone = {name: mapped(tmp_path / f"{name}.h5ad") for name in ("whole", "lacking")}
+    expected = pd.concat([table.rename(lambda cell, name=name: f"{name}:{cell}") for name, table in alone.items()])
+    found = mapped(tmp_path / "atlas.zarr")
+    assert len({cell.partition(":")[0] for cell in found.index[:7]}) == 2  # a minibatch has cells of both
+    np.testing.assert_allclose(found, expected.loc[found.index], rtol=1e-5, atol=1e-6)
+    some = mapped(tmp_path / "atlas.zarr", lambda cells: CellRange(cells, 20, 50))
+    np.testing.assert_array_equal(some, found.iloc[20:50])
+    picked = mapped(tmp_path / "atlas.zarr", lambda cells: PickedRows(cells, [50, 3, 4]))
+    np.testing.assert_array_equal(picked, found.iloc[[50, 3, 4]])

@@ -24,6 +24,7 @@ class AnnDataCells:
     """Counts, or log-normalized values, of an AnnData in blocks of rows; see `query.Cells`."""
 
     path = "the AnnData given"
+    panels = None
 
     def __init__(self, adata: anndata.AnnData, layer: str | None = None, input: InputKind = "counts") -> None:
         """Take X, or a layer; DataError if it does not hold `input`."""

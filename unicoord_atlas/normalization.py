@@ -20,6 +20,8 @@ from .errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .batch import MiniBatch
+
 InputKind = Literal["counts", "lognorm"]
 HELD: dict[InputKind, str] = {"counts": "counts", "lognorm": "log-normalized values"}
 """What a matrix of each kind holds, in words."""
@@ -104,6 +106,14 @@ class Normalization:
     def profile_share(self, measured_g: NDArray[np.bool_]) -> float:
         """Share of the mean profile that these genes carry."""
         return float(self.profile_g[measured_g].sum() / self.profile_g.sum())
+
+    def shares_of(self, batch: MiniBatch) -> NDArray[np.float64] | None:
+        """(n,) the same of the genes that each cell's source measured; None if the minibatch does not say which."""
+        if batch.measured_sg is None:
+            return None
+        of_source = np.array([self.profile_share(measured_g) for measured_g in batch.measured_sg.cpu().numpy()])
+        found_n: NDArray[np.float64] = of_source[batch.sources_n.cpu().numpy()]
+        return found_n
 
     def kept_sums(
         self, indptr: NDArray[np.int64], indices: NDArray[np.integer], data: NDArray[np.number]

@@ -16,9 +16,10 @@ from .errors import DataError
 from .genes import GeneMap, map_genes, remap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
+    from numpy.typing import NDArray
 
     from .csr_block import CsrBlock
     from .gene_names import GeneTable
@@ -66,6 +67,20 @@ def require_coverage(coverage: Coverage, name: object, min_coverage: float = MIN
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """Genes that cells of several sources have."""
+
+    measured_sg: NDArray[np.bool_]
+    """(s, own genes) which genes of the query's table each source measured."""
+    source_n: NDArray[np.int32]
+    """(n,) the source of each cell."""
+
+    def of(self, rows: slice | Sequence[int]) -> Panels:
+        """Of some of the cells."""
+        return Panels(self.measured_sg, self.source_n[rows])
+
+
 class Cells(Protocol):
     """What a query must offer: genes, and counts in blocks of consecutive cells."""
 
@@ -82,6 +97,11 @@ class Cells(Protocol):
     @property
     def var(self) -> pd.DataFrame:
         """Genes; index = names."""
+        ...
+
+    @property
+    def panels(self) -> Panels | None:
+        """Which genes the cells have; None if all have those of `var`."""
         ...
 
     def blocks(self, rows_per_block: int) -> Iterator[CsrBlock]:
@@ -105,8 +125,11 @@ class QueryBatches:
         self._gene_map = map_genes(source.var, schema, str(source.path), table)
         self.coverage = Coverage.of(self._gene_map, schema, normalization)
         self.measured_g = self._gene_map.measured_g
-        """(g,) which genes of the reference's atlas the query has."""
-        self._measured_sg = torch.from_numpy(self.measured_g[None])
+        """(g,) which genes of the reference's atlas the query has, in some of its sources at least."""
+        panels = source.panels
+        self.measured_sg = self.measured_g[None] if panels is None else self._of_reference(panels.measured_sg)
+        """(s, g) which of them each of its sources has."""
+        self._source_n = np.zeros(source.n_obs, np.int32) if panels is None else panels.source_n
 
     def __len__(self) -> int:
         """Number of cells."""
@@ -118,10 +141,24 @@ class QueryBatches:
             yield self._batch(remap(block, self._gene_map, self._num_genes), first)
             first += block.num_rows
 
+    def _of_reference(self, measured_so: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(s, g) which genes of the reference's atlas each source has, of (s, own genes)."""
+        found_sg = np.zeros((len(measured_so), self._num_genes), np.bool_)
+        for measured_o, found_g in zip(measured_so, found_sg, strict=True):
+            found_g[self._gene_map.new_index[measured_o & (self._gene_map.new_index >= 0)]] = True
+        return found_sg
+
+    def _size_factors(self, block: CsrBlock, source_n: NDArray[np.int32]) -> NDArray[np.float64]:
+        kept = self._normalization.kept_sums(block.indptr, block.indices, block.data)
+        for source in np.unique(source_n):
+            of_source = source_n == source
+            kept[of_source] = self._normalization.query_size_factors(kept[of_source], self.measured_sg[source])
+        return kept
+
     def _batch(self, block: CsrBlock, first: int) -> MiniBatch:
-        normalization, n = self._normalization, block.num_rows
-        kept = normalization.kept_sums(block.indptr, block.indices, block.data)
-        size_factors = normalization.query_size_factors(kept, self._gene_map.measured_g)
+        n = block.num_rows
+        source_n = self._source_n[first : first + n]
+        size_factors = self._size_factors(block, source_n)
         counts = SparseRows(
             torch.from_numpy(block.indptr.astype(np.int64)),
             torch.from_numpy(block.indices.astype(np.int32)),
@@ -130,7 +167,7 @@ class QueryBatches:
         )
         columns = CellColumns(
             size_factors.astype(np.float32),
-            np.zeros(n, np.int32),
+            source_n,
             np.zeros((n, 0), np.int32),
             np.zeros((n, 0), np.float32),
         )
@@ -143,5 +180,5 @@ class QueryBatches:
             here.codes_nl,
             here.values_nc,
             here.weights_n,
-            measured_sg=self._measured_sg,
+            measured_sg=torch.from_numpy(self.measured_sg),
         )

@@ -201,7 +201,8 @@ class ReferenceModel:
         """
         coverage = 1.0 if measured_g is None else self.normalization.profile_share(measured_g)
         for batch in batches:
-            annotation, rows, size_factors_n = self.annotate_batch(batch, coverage)
+            share = None if measured_g is None else self.normalization.shares_of(batch)
+            annotation, rows, size_factors_n = self.annotate_batch(batch, coverage if share is None else share)
             if novelty and self.novelty is not None:
                 known = (annotation.encoded, annotation.bio, size_factors_n, measured_g)
                 parts = strangeness(self.novelty, cell_facts(self.model, self.novelty, rows, *known))
@@ -210,14 +211,16 @@ class ReferenceModel:
                 annotation = replace(annotation, novelty=scores, novelty_p=p_values)
             yield annotation
 
-    def annotate_batch(self, batch: MiniBatch, coverage: float = 1.0) -> tuple[Annotation, SparseRows, Tensor]:
+    def annotate_batch(
+        self, batch: MiniBatch, coverage: float | NDArray[np.float64] = 1.0
+    ) -> tuple[Annotation, SparseRows, Tensor]:
         """Annotation of one minibatch without novelty, its log-normalized cells and their size factors."""
         on_device = batch.to(self.device)
         rows = self.model.normalized(on_device)
         encoded = self.encoder.encode(on_device, rows)
         calibration = self.config.calibration
         probabilities = {
-            label.name: softmax(encoded.logits[number] / np.float32(calibration.temperature(label.name, coverage)))
+            label.name: softmax(encoded.logits[number] / calibration.temperature(label.name, coverage))
             for number, label in enumerate(self.config.labels)
         }
         return Annotation(encoded, self.bio(encoded, probabilities), probabilities), rows, on_device.size_factors_n
@@ -231,7 +234,7 @@ class ReferenceModel:
         consistent: bool = False,
         min_coverage: float = MIN_COVERAGE,
     ) -> anndata.AnnData:
-        """Give the cells of an AnnData coordinates and labels.
+        """A new AnnData without X: coordinates and labels of the cells of another, see `coordinates.coordinates`.
 
         Parameters
         ----------
@@ -245,10 +248,6 @@ class ReferenceModel:
             Labels of tied levels are decoded together, so that each lies below its parent, if that has children.
         min_coverage
             Share of the reference's mean profile that the cells' genes must carry: DataError if it is less.
-
-        Returns
-        -------
-        A new AnnData without X: see `coordinates.coordinates`.
         """
         from .mapped import map_anndata  # late: anndata takes a second
 

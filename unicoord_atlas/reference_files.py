@@ -102,9 +102,10 @@ def require_sound(folder: Path, network: NetworkSpec) -> None:
     Memory is taken by what config.json says, before the weights are read.
     """
     require_unchanged(folder, ("*.safetensors",))  # JSON is checked field by field, and may have been edited
-    hidden, latent = network.model.hidden, network.latent
+    hidden, path, latent = network.model.hidden, network.label_path, network.latent
     widths = latent.num_continuous + sum(each.num_categories for each in latent.discrete)
-    num_weights = network.num_genes * hidden[0] + sum(a * b for a, b in pairwise(hidden)) + hidden[-1] * widths
+    num_weights = network.num_genes * (hidden[0] + sum(path[:1])) + min((hidden[-1], *path[-1:])) * widths
+    num_weights += sum(a * b for layers in (hidden, path) for a, b in pairwise(layers))
     weights = folder / "model.safetensors"
     try:
         size = weights.stat().st_size

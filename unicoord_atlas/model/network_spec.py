@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from unicoord_atlas.config import ModelConfig
+from unicoord_atlas.config import ModelConfig, Size
 from unicoord_atlas.normalization import TARGET_SUM
 
 from .latent import LatentSpec
@@ -30,7 +30,17 @@ class NetworkSpec(BaseModel):
     """Columns of the counts it is given, if it looks at some of them only; 0 = it takes all."""
     centered: bool = False
     """Whether the encoder looks at differences from a mean profile."""
-    label_path: tuple[int, ...] = ()
-    """Widths of the layers that only labels look at; () = none."""
+    label_path: tuple[Size, ...] = ()
+    """Widths of the layers that are the labels' own; () = none."""
     path_labels: tuple[int, ...] = ()
     """Numbers of the discrete dimensions whose heads sit behind them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> NetworkSpec:
+        if not set(self.path_labels) <= set(range(len(self.latent.discrete))):
+            raise ValueError(
+                f"path_labels {self.path_labels}: there are {len(self.latent.discrete)} discrete dimensions"
+            )
+        if bool(self.path_labels) != bool(self.label_path):
+            raise ValueError("label_path and path_labels: one without the other")
+        return self

@@ -33,13 +33,17 @@ class Calibration(BaseModel):
     coverage_temperatures: Mapping[str, tuple[float, ...]] = Field(default_factory=dict)
     """Temperatures at these coverages: fewer genes, less certainty."""
 
-    def temperature(self, name: str, coverage: float = 1.0) -> float:
-        """What the logits are divided by where the genes measured carry this share of the mean profile."""
-        full = self.temperatures.get(name, 1.0)
+    def temperature(self, name: str, coverage: float | NDArray[np.float64] = 1.0) -> NDArray[np.float32]:
+        """What the logits are divided by where the genes measured carry this share of the mean profile.
+
+        (1, 1) for one share, (n, 1) for one of each cell.
+        """
+        full, shares = self.temperatures.get(name, 1.0), np.reshape(coverage, (-1, 1))
         if name not in self.coverage_temperatures:
-            return full
+            return np.full((1, 1), full, np.float32)
         known = np.log([*self.coverage_temperatures[name], full])
-        return float(np.exp(np.interp(coverage, [*self.coverages, 1.0], known)))
+        found: NDArray[np.float32] = np.exp(np.interp(shares, [*self.coverages, 1.0], known)).astype(np.float32)
+        return found
 
 
 def calibrate(

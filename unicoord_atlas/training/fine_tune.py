@@ -18,15 +18,12 @@ from unicoord_atlas.model.joint_vae import JointVAE
 from unicoord_atlas.reference import ReferenceModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
-    from unicoord_atlas.batch import MiniBatch, SparseRows
+    from unicoord_atlas.batch import SparseRows
     from unicoord_atlas.calls import ParentShares
     from unicoord_atlas.model.refinement import Refinement
+    from unicoord_atlas.query import QueryBatches
     from unicoord_atlas.schema import LabelColumn
 
 _NEVER = -1e4
@@ -70,12 +67,11 @@ def with_class(reference: ReferenceModel, label: str, name: str, num_cells: int)
     )
 
 
-def fit_class(
-    reference: ReferenceModel, label: str, batches: Iterable[MiniBatch], measured_g: NDArray[np.bool_], epochs: int
-) -> list[float]:
+def fit_class(reference: ReferenceModel, label: str, batches: QueryBatches, epochs: int) -> list[float]:
     """Learn the decoder's column of the last class of a label; the mean squared error of each epoch.
 
-    Each cell is decoded from its own coordinates, with the label set to the new class.
+    Each cell is decoded from its own coordinates, with the label set to the new class, and compared in the genes that
+    its source measured.
     """
     model = reference.model
     number = [each.name for each in reference.config.labels].index(label)
@@ -86,8 +82,8 @@ def fit_class(
     weight.requires_grad_(True)
     weight.register_hook(lambda grad: torch.where(torch.arange(grad.shape[1]) == column, grad.cpu(), 0).to(grad))
     optimizer = torch.optim.Adam([weight], lr=LEARNING_RATE)  # without decay: where the gradient is 0 nothing moves
-    own = torch.from_numpy(measured_g).to(reference.device)
-    measured_1g = (own[model.own_index_g >= 0] if model.spec.num_atlas_genes else own)[None]
+    own = model.own_index_g >= 0 if model.spec.num_atlas_genes else slice(None)
+    measured_sg = torch.from_numpy(batches.measured_sg).to(reference.device)[:, own]
     history = []
     for _ in range(epochs):
         total, cells = 0.0, 0
@@ -97,7 +93,8 @@ def fit_class(
             latents = mode_latents(model, reference.encoder.encode(on_device, rows), {label: code})
             latent_nw = torch.from_numpy(latents).to(reference.device)
             shares_n = torch.full((len(batch),), 1 / len(batch), device=reference.device)
-            error, _ = model.reconstruction_error(latent_nw, _target(rows, measured_1g), shares_n, None)
+            target = _target(rows, measured_sg, on_device.sources_n)
+            error, _ = model.reconstruction_error(latent_nw, target, shares_n, None)
             optimizer.zero_grad()
             error.backward()
             optimizer.step()
@@ -155,9 +152,7 @@ def _with_category(label: LabelColumn, name: str, num_cells: int) -> LabelColumn
     return label.model_copy(update={"categories": (*label.categories, name), "counts": (*label.counts, num_cells)})
 
 
-def _target(rows: SparseRows, measured_1g: Tensor) -> Target:
+def _target(rows: SparseRows, measured_sg: Tensor, sources_n: Tensor) -> Target:
     order = GeneOrder.of(rows)
-    sources_n = torch.zeros(rows.num_rows, dtype=torch.int64, device=measured_1g.device)
-    tile = tile_size(rows.data.device, rows.num_rows)
-    partly = partly_measured(measured_1g, tile)
-    return Target(order, rows.data.index_select(0, order.entries_z), sources_n, measured_1g, partly)
+    partly = partly_measured(measured_sg, tile_size(rows.data.device, rows.num_rows))
+    return Target(order, rows.data.index_select(0, order.entries_z), sources_n, measured_sg, partly)
