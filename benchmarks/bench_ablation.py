@@ -44,6 +44,7 @@ PAPER_LINES = {
     "default": [],
     "data.mask_unmeasured": ["data.mask_unmeasured=false"],
     "latent.standardize": ["latent.standardize=false"],
+    "latent.calibrate": ["latent.calibrate=false"],
     "latent.conditional": ["latent.conditional=false"],  # of tied labels, which no task here has: bench_hierarchy.py
     "loss.beta": ["loss.beta=1.0"],
     "loss.beta_warmup_steps": ["loss.beta_warmup_steps=0"],

@@ -73,6 +73,7 @@ class LatentConfig(_Section):
     standardize: bool = Field(
         True, description="* continuous labels are learned standardized; values come back in their units"
     )
+    calibrate: bool = Field(True, description="* their scale is fitted to validation cells at the end")
 
 
 class LossConfig(_Section):

@@ -11,7 +11,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     "paper": {
         "data": {"mask_unmeasured": False, "min_cells": 0},
-        "latent": {"standardize": False, "conditional": False},
+        "latent": {"standardize": False, "calibrate": False, "conditional": False},
         "loss": {"beta": 1.0, "beta_warmup_steps": 0, "classification": 100.0, "independence": 0.0},
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
         "model": {
@@ -30,7 +30,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     },
     "released": {
         "data": {"mask_unmeasured": False, "min_cells": 200, "validation_fraction": 0.0},
-        "latent": {"standardize": False, "conditional": False},
+        "latent": {"standardize": False, "calibrate": False, "conditional": False},
         "loss": {
             "beta": 30.0,
             "beta_warmup_steps": 0,

@@ -14,7 +14,7 @@ from unicoord_atlas.lineage import Tie, agreement, chain_above, hierarchical_f1
 from unicoord_atlas.narrower import NarrowerBatches, ShallowerBatches, genes_that_carry
 from unicoord_atlas.reference import ReferenceConfig, ReferenceModel
 
-from .calibration import calibrate
+from .calibration import calibrate, calibrated
 from .novelty_fit import novelty_of
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from unicoord_atlas.batch import MiniBatch
     from unicoord_atlas.config import RunConfig
     from unicoord_atlas.model.joint_vae import JointVAE
+    from unicoord_atlas.model.latent import ContinuousLatent
+    from unicoord_atlas.model.network_spec import NetworkSpec
     from unicoord_atlas.normalization import Normalization
     from unicoord_atlas.schema import AtlasSchema, LabelColumn
 
@@ -66,8 +68,11 @@ def finished_model(
     """
     device = model.output_layer.weight.device
     names = tuple(label.name for label in prepared.labels)
-    trained = list(encode_batches(model, training, device))
     checked = list(encode_batches(model, validation, device))
+    if config.latent.calibrate and model.spec.latent.num_supervised_continuous:
+        model.spec = with_values(model.spec, calibrated(model.spec.latent.continuous, checked, prepared.columns.values))
+        checked = list(encode_batches(model, validation, device))
+    trained = list(encode_batches(model, training, device))
     codes = prepared.columns.codes
     known_sg = schema.measured_sg() if model.spec.num_sources else np.ones((1, schema.num_genes), np.bool_)
     narrower = narrower_batches(sampled, normalization, known_sg, config.train.seed) if checked else {}
@@ -83,6 +88,11 @@ def finished_model(
         shallower = shallower_batches(sampled, normalization, config.train.seed)
         reference.novelty = novelty_of(reference, training, reference_cells, sampled, narrower, shallower)
     return reference
+
+
+def with_values(spec: NetworkSpec, continuous: tuple[ContinuousLatent, ...]) -> NetworkSpec:
+    """The same network, whose continuous dimensions are in other units."""
+    return spec.model_copy(update={"latent": spec.latent.model_copy(update={"continuous": continuous})})
 
 
 def with_folded(schema: AtlasSchema, trained: Sequence[LabelColumn]) -> AtlasSchema:
