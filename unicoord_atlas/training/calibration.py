@@ -1,4 +1,4 @@
-"""What a finished model must know of its own outputs: spread of latents, the scale of values, how sure it may be.
+"""What a finished model must know of its own outputs: spread of latents, and how sure its probabilities may be.
 
 Shapes: n cells, d continuous dimensions, k categories.
 """
@@ -16,12 +16,6 @@ from unicoord_atlas.encode import Encoded, softmax
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from unicoord_atlas.model.latent import ContinuousLatent
-
-_FEWEST = 20
-"""Validation cells that a line may be fitted to."""
-_SLOPE_SD = 0.5
 
 
 class Calibration(BaseModel):
@@ -111,49 +105,3 @@ def fit_temperature(logits_nk: NDArray[np.float32], codes_n: NDArray[np.int32]) 
 
     found = minimize_scalar(cross_entropy, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
     return float(np.exp(found.x))
-
-
-def calibrated(
-    latents: Sequence[ContinuousLatent], said: Sequence[Encoded], values_nc: NDArray[np.float32]
-) -> tuple[ContinuousLatent, ...]:
-    """The continuous dimensions, those with labels on the scale that fits validation cells.
-
-    What a model has learned by heart of its training cells is missing where others are encoded: it says too little of
-    their values, and the slope of the labels over what it says is above 1 (1.2 for mixtures of cell lines).
-
-    Parameters
-    ----------
-    said
-        Validation cells, encoded by these dimensions.
-    values_nc
-        Labels of ALL cells of the store, NaN where there is none.
-    """
-    if not said:
-        return tuple(latents)
-    rows, found = np.concatenate([part.rows for part in said]), list(latents)
-    mean_nd = np.concatenate([part.mean for part in said]).astype(np.float64)
-    for number, true_n in enumerate(values_nc[rows].T.astype(np.float64)):
-        known_n = ~np.isnan(true_n)
-        slope, start = fit_line(mean_nd[known_n, number], true_n[known_n])
-        own = latents[number]
-        changes = {"offset": start + slope * own.offset, "scale": slope * own.scale}
-        found[number] = own.model_copy(update=changes)
-    return tuple(found)
-
-
-def fit_line(said_n: NDArray[np.float64], true_n: NDArray[np.float64]) -> tuple[float, float]:
-    """Slope and intercept of the labels over what was said of them; (1, 0) of a few cells, or if they do not rise.
-
-    Least squares, the slope as if it were known beforehand to be 1, give or take a half: so it is that where the cells
-    tell little.  Source: Copas 1983, "Regression, prediction and shrinkage", on the slope of labels over predictions.
-    """
-    if len(said_n) < _FEWEST:
-        return 1.0, 0.0
-    x_n, y_n = said_n - said_n.mean(), true_n - true_n.mean()
-    spread = float(x_n @ x_n)
-    if not spread > 0:
-        return 1.0, 0.0
-    noise = float(((y_n - x_n * (x_n @ y_n) / spread) ** 2).sum()) / (len(x_n) - 2)
-    known = noise / _SLOPE_SD**2
-    slope = (float(x_n @ y_n) + known) / (spread + known)
-    return (slope, float(true_n.mean() - slope * said_n.mean())) if slope > 0 else (1.0, 0.0)

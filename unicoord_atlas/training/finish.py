@@ -14,8 +14,9 @@ from unicoord_atlas.lineage import Tie, agreement, chain_above, hierarchical_f1
 from unicoord_atlas.narrower import NarrowerBatches, ShallowerBatches, genes_that_carry
 from unicoord_atlas.reference import ReferenceConfig, ReferenceModel
 
-from .calibration import calibrate, calibrated
+from .calibration import calibrate
 from .novelty_fit import novelty_of
+from .value_scale import fitted_lines, put_on_scale
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from unicoord_atlas.batch import MiniBatch
     from unicoord_atlas.config import RunConfig
     from unicoord_atlas.model.joint_vae import JointVAE
-    from unicoord_atlas.model.latent import ContinuousLatent
-    from unicoord_atlas.model.network_spec import NetworkSpec
     from unicoord_atlas.normalization import Normalization
     from unicoord_atlas.schema import AtlasSchema, LabelColumn
 
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from .preparation import Preparation
 
 DECODED_CELLS = 2_000
+_LISTED = 10
+"""Values whose R2 is told one by one."""
 COVERAGES = (0.1, 0.25, 0.5, 0.75)
 """Shares of the mean profile at which certainty and novelty are calibrated, beside the whole."""
 DEPTHS = (0.5, 0.25, 0.125, 0.0625, 0.03125)
@@ -70,7 +71,7 @@ def finished_model(
     names = tuple(label.name for label in prepared.labels)
     checked = list(encode_batches(model, validation, device))
     if config.latent.calibrate and model.spec.latent.num_supervised_continuous:
-        model.spec = with_values(model.spec, calibrated(model.spec.latent.continuous, checked, prepared.columns.values))
+        put_on_scale(model, fitted_lines(checked, prepared.columns.values))
         checked = list(encode_batches(model, validation, device))
     trained = list(encode_batches(model, training, device))
     codes = prepared.columns.codes
@@ -81,6 +82,7 @@ def finished_model(
     metrics = label_metrics(checked, codes, names, calibration.temperatures)
     ties = tuple(Tie.of(tree.parent, tree.child, tree.parents_kp) for tree in prepared.hierarchies)
     metrics |= hierarchy_metrics(checked, codes, names, ties)
+    metrics |= value_metrics(checked, prepared.columns.values, [each.name for each in model.spec.latent.continuous])
     metrics["genes_never_predicted"] = float(never_predicted(model, trained))
     facts = reference_config(model, config, prepared, schema, calibration, metrics)
     reference = ReferenceModel(model.eval(), facts, with_folded(schema, prepared.labels), normalization)
@@ -88,11 +90,6 @@ def finished_model(
         shallower = shallower_batches(sampled, normalization, config.train.seed)
         reference.novelty = novelty_of(reference, training, reference_cells, sampled, narrower, shallower)
     return reference
-
-
-def with_values(spec: NetworkSpec, continuous: tuple[ContinuousLatent, ...]) -> NetworkSpec:
-    """The same network, whose continuous dimensions are in other units."""
-    return spec.model_copy(update={"latent": spec.latent.model_copy(update={"continuous": continuous})})
 
 
 def with_folded(schema: AtlasSchema, trained: Sequence[LabelColumn]) -> AtlasSchema:
@@ -193,6 +190,21 @@ def hierarchy_metrics(
                 true[true >= 0], predicted[name][true >= 0], chain, [sizes[tie.parent] for tie in chain]
             )
     return metrics
+
+
+def value_metrics(checked: list[Encoded], values_nc: NDArray[np.float32], names: Sequence[str]) -> dict[str, float]:
+    """R2 of each supervised continuous dimension over the validation cells that have a value, or the mean of many."""
+    found: dict[str, float] = {}
+    if not checked:
+        return found
+    values_nc = values_nc[np.concatenate([encoded.rows for encoded in checked])].astype(np.float64)
+    said_nd = np.concatenate([encoded.mean for encoded in checked])
+    for name, true_n, said_n in zip(names, values_nc.T, said_nd.T, strict=False):
+        known_n = ~np.isnan(true_n)
+        spread = ((true_n[known_n] - true_n[known_n].mean()) ** 2).sum() if known_n.any() else 0.0
+        if spread > 0:
+            found[f"{name}_r2"] = float(1 - ((true_n - said_n)[known_n] ** 2).sum() / spread)
+    return found if len(found) <= _LISTED else {"mean_r2": float(np.mean(list(found.values())))}
 
 
 def macro_f1(true_n: NDArray[np.integer], predicted_n: NDArray[np.integer]) -> float:
