@@ -25,6 +25,7 @@ from unicoord_atlas.losses.supervised import class_weights, classification, hier
 from unicoord_atlas.model.joint_vae import JointVAE
 from unicoord_atlas.model.latent import ContinuousLatent, DiscreteLatent, LatentSpec
 from unicoord_atlas.model.network_spec import NetworkSpec
+from unicoord_atlas.model.noise import Noise
 
 NAN = float("nan")
 
@@ -93,7 +94,7 @@ def test_capacity_rises_to_its_end():
     assert [capacity_weight_step(step, 5.0, 100) for step in (0, 50, 100, 1000)] == [0.0, 2.5, 5.0, 5.0]
 
 
-def _objective(config: LossConfig = LossConfig()) -> tuple[Objective, JointVAE]:
+def _objective(config: LossConfig = LossConfig(), **network) -> tuple[Objective, JointVAE]:
     latent = LatentSpec(
         discrete=(
             DiscreteLatent(name="cell_type", num_categories=3),
@@ -107,7 +108,7 @@ def _objective(config: LossConfig = LossConfig()) -> tuple[Objective, JointVAE]:
     facts = LabelFacts((torch.tensor([10.0, 20.0, 30.0]), torch.tensor([30.0, 30.0])), (0.5, 1.0), torch.tensor([0.25]))
     tree = Hierarchy("cell_class", "cell_type", np.array([[1, 0], [1, 0], [0, 1]], np.float32))
     torch.manual_seed(0)
-    model = JointVAE(NetworkSpec(num_genes=40, latent=latent, model=ModelConfig(hidden=(16, 8))))
+    model = JointVAE(NetworkSpec(num_genes=40, latent=latent, model=ModelConfig(hidden=(16, 8)), **network))
     return Objective(config, latent, facts, (tree,), 40, torch.device("cpu")), model
 
 
@@ -115,6 +116,18 @@ def _labelled_batch() -> MiniBatch:
     counts, types = counts_of_types()
     codes = np.stack([np.where(np.arange(60) % 2, types, -1), types // 2], axis=1)
     return minibatch(counts, codes, np.where(np.arange(60)[:, None] % 4, np.nan, 12.0))
+
+
+def test_helpers_are_classified_as_labels_are():
+    objective, model = _objective(label_path=(6, 5), path_labels=(0,))
+    batch = _labelled_batch()
+    trained, shown = model(batch, Noise(0, 0, batch.rows_n)), model(batch)
+    known = batch.codes_nl[:, 0] >= 0
+    ((_, helper),) = trained.posterior.helpers
+    chosen = batch.codes_nl[known, 0]
+    expected = -300 * torch.log_softmax(helper, 1)[known, chosen].sum() / (60 * 0.5)
+    torch.testing.assert_close(objective(trained, batch, step=0).terms["helpers"], expected.detach())
+    assert "helpers" not in objective(shown, batch, step=0).terms
 
 
 def test_objective_is_the_weighted_sum_of_its_formulas():

@@ -328,21 +328,32 @@ def test_joint_vae_has_the_paper_s_layers():
     }
 
 
-def test_a_label_path_is_a_network_of_its_own_that_the_continuous_dimensions_are_told_of():
+def test_a_label_path_is_a_network_of_its_own():
     torch.manual_seed(0)
     model = JointVAE(_spec(label_path=(6, 5), path_labels=(0,)))
     first = torch.randn(30, 22)
     own, path = first[:, :16].relu(), first[:, 16:].relu()
     hidden = model.encoder[1](model.encoder[0](own).relu()).relu()
-    told = model.label_path.layers[0](path).relu()
+    told = model.label_path.heads["0"](model.label_path.layers[0](path).relu())
     found = model.posterior_of(first)
-    torch.testing.assert_close(found.logits[0], model.logits[0](told))
+    torch.testing.assert_close(found.logits[0], told)
     torch.testing.assert_close(found.logits[1], model.logits[1](hidden))
-    torch.testing.assert_close(found.mean_nd, model.mean(hidden) + told @ model.label_path.mean.weight.t())
-    torch.testing.assert_close(found.logvar_nd, model.logvar(hidden) + told @ model.label_path.logvar.weight.t())
-    layer = model.label_path.layers[0].weight
-    assert torch.autograd.grad(found.mean_nd.sum(), layer, allow_unused=True, retain_graph=True) == (None,)
-    assert torch.autograd.grad(found.logits[0].sum(), layer)[0].abs().sum() > 0
+    torch.testing.assert_close(found.mean_nd, model.mean(hidden))
+    torch.testing.assert_close(found.logvar_nd, model.logvar(hidden))
+    assert found.helpers == ()
+
+
+def test_the_encoder_s_own_heads_of_a_path_s_labels_are_trained_and_nothing_else():
+    torch.manual_seed(0)
+    model = JointVAE(_spec(label_path=(6, 5), path_labels=(0,)))
+    noise = Noise(0, 0, torch.arange(30))
+    found = model.posterior_of(torch.randn(30, 22), noise)
+    ((label, helper),) = found.helpers
+    assert label == 0 and helper.shape == (30, 3) and not torch.equal(helper, found.logits[0])
+    head = model.logits[0].weight
+    assert torch.autograd.grad(helper.sum(), head, retain_graph=True)[0].abs().sum() > 0
+    said = sum(part.sum() for part in (*found.logits, found.mean_nd, found.logvar_nd))
+    assert torch.autograd.grad(said, head, allow_unused=True) == (None,)
 
 
 def test_a_finer_level_s_probabilities_are_shared_out_among_the_parents_children():

@@ -17,7 +17,7 @@ from .independence import independence, labels_to_hide
 from .supervised import class_weights, classification, hierarchical, regression
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from unicoord_atlas.batch import MiniBatch
     from unicoord_atlas.config import LossConfig
@@ -97,7 +97,10 @@ class Objective:
         if self.spec.num_supervised_continuous:
             terms["regression"] = config.regression * self._regression(output, batch, shares_n)
         if self.spec.num_supervised_discrete:
-            terms["classification"] = config.classification * self._classification(output, batch, shares_n)
+            supervised = enumerate(posterior.logits[: self.spec.num_supervised_discrete])
+            terms["classification"] = config.classification * self._classification(supervised, batch, shares_n)
+        if posterior.helpers:
+            terms["helpers"] = config.classification * self._classification(posterior.helpers, batch, shares_n)
         if self.hierarchies and config.hierarchical > 0:
             pairs = (
                 (posterior.logits[child], posterior.logits[parent], table) for child, parent, table in self.hierarchies
@@ -129,12 +132,11 @@ class Objective:
         error_nc = regression(output.posterior.mean_nd[:, : label_nc.shape[1]], label_nc)
         return (shares_n[:, None] * error_nc / self.known_shares_c).sum()
 
-    def _classification(self, output: StepOutput, batch: MiniBatch, shares_n: Tensor) -> Tensor:
+    def _classification(self, logits_of: Iterable[tuple[int, Tensor]], batch: MiniBatch, shares_n: Tensor) -> Tensor:
         each = [
-            (shares_n * classification(logits_nk.float(), batch.codes_nl[:, number], weights_k)).sum() / share
-            for number, (logits_nk, weights_k, share) in enumerate(
-                zip(output.posterior.logits, self.class_weights, self.labelled_shares, strict=False)
-            )
+            (shares_n * classification(logits_nk.float(), batch.codes_nl[:, label], self.class_weights[label])).sum()
+            / self.labelled_shares[label]
+            for label, logits_nk in logits_of
         ]
         return torch.stack(each).sum()
 

@@ -63,10 +63,9 @@ class JointVAE(nn.Module):
         self.encoder = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(hidden))
         self.mean = nn.Linear(hidden[-1], latent.num_continuous)
         self.logvar = nn.Linear(hidden[-1], latent.num_continuous)
-        path = spec.path_labels
-        widths = [spec.label_path[-1] if each in path else hidden[-1] for each in range(len(latent.discrete))]
-        self.logits = nn.ModuleList(map(nn.Linear, widths, (each.num_categories for each in latent.discrete)))
-        self.label_path = LabelPath(spec.label_path, latent.num_continuous) if path else None
+        self.logits = nn.ModuleList(nn.Linear(hidden[-1], each.num_categories) for each in latent.discrete)
+        of_path = {each: latent.discrete[each].num_categories for each in spec.path_labels}
+        self.label_path = LabelPath(spec.label_path, of_path) if of_path else None
         self.refinements = nn.ModuleList(GivenParents(each) for each in latent.refinements)
         self.decoder = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((latent.width, *reversed(hidden))))
         self.output_layer = nn.Linear(hidden[0], spec.num_genes)
@@ -203,15 +202,14 @@ class JointVAE(nn.Module):
         for number, layer in enumerate(self.encoder):
             hidden_nh = dropout(hidden_nh, number) if number < 2 else hidden_nh
             hidden_nh = torch.relu(layer(hidden_nh))
-        mean_nd, logvar_nd, told_nh = self.mean(hidden_nh), self.logvar(hidden_nh), hidden_nh
+        logits = [head(hidden_nh) for head in self.logits]
+        helpers = tuple((each, logits[each]) for each in self.spec.path_labels if noise is not None)
         if self.label_path is not None:
-            told_nh = self.label_path(path_nt, dropout)
-            mean_nd, logvar_nd = self.label_path.tell(told_nh, mean_nd, logvar_nd)
-        path = self.spec.path_labels
-        logits = [head(told_nh if each in path else hidden_nh) for each, head in enumerate(self.logits)]
+            for each, found_nk in self.label_path(path_nt, dropout).items():
+                logits[each] = found_nk
         for tie, given_parents in zip(self.spec.latent.refinements, self.refinements, strict=True):
             logits[tie.child] = given_parents(logits[tie.child], logits[tie.parent])
-        return Posterior(mean_nd, logvar_nd, tuple(logits))
+        return Posterior(self.mean(hidden_nh), self.logvar(hidden_nh), tuple(logits), helpers)
 
     def decode_hidden(self, latent_nw: Tensor, noise: Noise | None = None) -> Tensor:
         """(n, h): the decoder up to its last hidden layer; with noise there is dropout after the second and third."""

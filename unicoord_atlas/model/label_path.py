@@ -1,10 +1,10 @@
 """A way of their own from the genes to labels: what tells them apart is not what reconstructs cells best.
 
-Its units of the first layer lie beside the encoder's, so both are one product.  The continuous dimensions are told what
-it knows, as in q(z | x, y), but have no say in it: their gradient ends there.
-Source: Kingma et al. 2014, "Semi-supervised learning with deep generative models", equation 4 (M2), for q(y | x) and
-q(z | x, y) as two networks; the paper has one, which `model.label_path = []` sets.
-Shapes: n cells, h units, d continuous dimensions.
+Its units of the first layer lie beside the encoder's, so both are one product.  The encoder keeps heads for the same
+labels, which are trained as without a path: they shape its coordinates, and nobody else looks at them.
+Source: Ilse et al. 2020, "DIVA: domain invariant variational autoencoders", section 2, has an encoder for each factor;
+the paper has one for all, which `model.label_path = []` sets.
+Shapes: n cells, h units, k categories.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _DROPOUT = 16
 """Its layers are numbered from here on, behind those of encoder and decoder."""
@@ -29,24 +29,18 @@ class LabelPath(nn.Module):
     ----------
     widths
         Of its layers; the first is that of its units.
-    num_continuous
-        Dimensions that are told what it knows.
+    num_categories
+        Of its labels, by their numbers among the discrete dimensions.
     """
 
-    def __init__(self, widths: Sequence[int], num_continuous: int) -> None:
+    def __init__(self, widths: Sequence[int], num_categories: Mapping[int, int]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.mean = nn.Linear(widths[-1], num_continuous, bias=False)
-        self.logvar = nn.Linear(widths[-1], num_continuous, bias=False)
+        self.heads = nn.ModuleDict({str(each): nn.Linear(widths[-1], size) for each, size in num_categories.items()})
 
-    def forward(self, first_nh: Tensor, dropout: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """(n, h): its last layer's units; `dropout` takes units and the number of their layer."""
+    def forward(self, first_nh: Tensor, dropout: Callable[[Tensor, int], Tensor]) -> dict[int, Tensor]:
+        """(n, k) logits of each of its labels; `dropout` takes units and the number of their layer."""
         hidden_nh = torch.relu(first_nh)
         for number, layer in enumerate(self.layers):
             hidden_nh = torch.relu(layer(dropout(hidden_nh, _DROPOUT + number)))
-        return hidden_nh
-
-    def tell(self, hidden_nh: Tensor, mean_nd: Tensor, logvar_nd: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and log-variances of the encoder with what this path adds to them."""
-        known_nh = hidden_nh.detach()
-        return mean_nd + self.mean(known_nh), logvar_nd + self.logvar(known_nh)
+        return {int(name): head(hidden_nh) for name, head in self.heads.items()}

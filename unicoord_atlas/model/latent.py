@@ -104,6 +104,8 @@ class Posterior:
     logvar_nd: Tensor
     logits: tuple[Tensor, ...]
     """One (n, k) a discrete dimension."""
+    helpers: tuple[tuple[int, Tensor], ...] = ()
+    """Second answers, (n, k), of discrete dimensions by their numbers: they are trained, and nothing else."""
 
     def probabilities(self) -> tuple[Tensor, ...]:
         """One (n, k) a discrete dimension, rows sum to 1."""

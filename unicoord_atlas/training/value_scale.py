@@ -80,8 +80,6 @@ def put_on_scale(model: JointVAE, lines: Sequence[Line]) -> None:
             model.mean.weight[number] *= slope
             model.mean.bias[number] = slope * model.mean.bias[number] + moved
             model.logvar.bias[number] += 2 * math.log(slope)
-            if model.label_path is not None:
-                model.label_path.mean.weight[number] *= slope
         else:
             changes = {"offset": start + slope * own.offset, "scale": slope * own.scale}
             continuous[number] = own.model_copy(update=changes)
