@@ -54,7 +54,6 @@ PAPER_LINES = {
     "augment.gene_panels": ["augment.gene_panels=0.0"],
     "model.encoder_min_cells": ["model.encoder_min_cells=0"],
     "model.center_input": ["model.center_input=false"],
-    "model.label_path": ["model.label_path=[]"],
     "model.output_bias": ["model.output_bias=default"],
     "model.relu_gradient": ["model.relu_gradient=y"],
     "loss.classification": ["loss.classification=100"],

@@ -126,8 +126,8 @@ class ModelConfig(_Section):
         (512, 256, 128), description="the decoder mirrors it"
     )
     label_path: tuple[Size, ...] = Field(
-        (128, 128, 128),
-        description="* layers of their own for labels that are not technical; []: their heads on the encoder",
+        (),
+        description="[128, 128, 128]: layers of their own for labels that are not technical; []: heads on the encoder",
     )
     dropout: Share = 0.1
     encoder_min_cells: Count = Field(

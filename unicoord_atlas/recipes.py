@@ -14,13 +14,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "latent": {"standardize": False, "calibrate": False, "conditional": False},
         "loss": {"beta": 1.0, "beta_warmup_steps": 0, "classification": 100.0, "independence": 0.0},
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
-        "model": {
-            "label_path": (),
-            "output_bias": "default",
-            "relu_gradient": "y",
-            "encoder_min_cells": 0,
-            "center_input": False,
-        },
+        "model": {"output_bias": "default", "relu_gradient": "y", "encoder_min_cells": 0, "center_input": False},
         "train": {
             "warmup_steps": 0,
             "early_stopping_patience": 0,
@@ -42,13 +36,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
             "per_gene": True,
         },
         "augment": {"thinning": 0.0, "gene_dropout": 0.0, "gene_panels": 0.0},
-        "model": {
-            "label_path": (),
-            "output_bias": "default",
-            "relu_gradient": "y",
-            "encoder_min_cells": 0,
-            "center_input": False,
-        },
+        "model": {"output_bias": "default", "relu_gradient": "y", "encoder_min_cells": 0, "center_input": False},
         "train": {
             "epochs": 100,
             "batch_size": 128,
