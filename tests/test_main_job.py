@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
-from cells import write_cells
+from cells import counts_of_types, write_cells
 
 from unicoord_atlas.config import RunConfig
 from unicoord_atlas.coordinate_changes import Changes
@@ -512,3 +512,17 @@ def test_what_was_done_already_is_said_as_json_where_that_is_asked_for(monkeypat
     assert [json.loads(line) for line in said.out.splitlines()] == (
         [{"out": str(tmp_path / "out.zarr"), "already_done": True}] if words else []
     )
+
+
+def test_a_label_path_is_trained_and_read_back(tmp_path):
+    counts, types = counts_of_types(300, 40)
+    columns = {"cell_type": np.array(["B", "T", "NK"])[types], "batch": np.where(np.arange(300) % 2, "a", "b")}
+    obs = pd.DataFrame(columns, index=[f"cell{i}" for i in range(300)])
+    cells = anndata.AnnData(sp.csr_matrix(counts), obs, pd.DataFrame(index=[f"GENE{i}" for i in range(40)]))
+    settings = ["train.epochs=12", "train.learning_rate=2e-3", "model.hidden=[32,16]", "model.label_path=[64,32]"]
+    reference = fit(cells, ["cell_type", "batch"], settings=settings)
+    assert reference.model.spec.path_labels == (0,)  # a batch is technical
+    reference.save(tmp_path / "reference")
+    found = ReferenceModel.load(tmp_path / "reference").map(cells)
+    assert (found.obs["cell_type_predicted"].astype(str) == cells.obs["cell_type"]).mean() > 0.95
+    np.testing.assert_array_equal(found.obsm["X_unicoord"], reference.map(cells).obsm["X_unicoord"])
