@@ -67,21 +67,13 @@ def fit_line(said_n: NDArray[np.float64], true_n: NDArray[np.float64]) -> Line:
 
 @torch.no_grad()
 def put_on_scale(model: JointVAE, lines: Sequence[Line]) -> None:
-    """Have a trained model say values by these lines.
+    """Have a trained encoder say values by these lines.
 
-    A decoder that learned from what the encoder says goes on to get just that: the units change.  One that was shown
-    the labels (`latent.decode_labels`) knows their scale: what the encoder says is changed to it.
+    The units stay: the decoder has learned from training cells, of which the encoder says values in full.
     """
-    continuous = list(model.spec.latent.continuous)
     for number, (slope, start) in enumerate(lines):
-        own = continuous[number]
-        if model.spec.decode_labels:
-            moved = (start + (slope - 1) * own.offset) / own.scale
-            model.mean.weight[number] *= slope
-            model.mean.bias[number] = slope * model.mean.bias[number] + moved
-            model.logvar.bias[number] += 2 * math.log(slope)
-        else:
-            changes = {"offset": start + slope * own.offset, "scale": slope * own.scale}
-            continuous[number] = own.model_copy(update=changes)
-    latent = model.spec.latent.model_copy(update={"continuous": tuple(continuous)})
-    model.spec = model.spec.model_copy(update={"latent": latent})
+        own = model.spec.latent.continuous[number]
+        moved = (start + (slope - 1) * own.offset) / own.scale
+        model.mean.weight[number] *= slope
+        model.mean.bias[number] = slope * model.mean.bias[number] + moved
+        model.logvar.bias[number] += 2 * math.log(slope)
